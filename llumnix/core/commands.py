@@ -1,0 +1,72 @@
+"""Operators' commands on one instance: what each does in which state, and why it is refused."""
+
+from __future__ import annotations
+
+from llumnix.core import drains, lifecycle
+from llumnix.core.events import Action, CommandRefused, Drain, InstanceState
+from llumnix.core.member import EMPTYING, SERVING, Member
+from llumnix.core.settings import SchedulerSettings
+
+S = InstanceState
+
+_GONE = frozenset({S.STOPPING, S.DEAD})
+
+
+def cordon(member: Member, now: float) -> list[Action]:
+    """Send nothing new there; one that is not up yet comes up cordoned."""
+    if member.state in _GONE or member.state is S.FAILED:
+        raise _refusal(member, "it cannot be cordoned")
+    if member.cordoned:
+        return []
+    member.cordoned = True
+    if member.state is not S.RUNNING:
+        return [member.record("instance.cordoned", f"is {member.state}, will come up cordoned")]
+    member.run.closed_at = now
+    member.move(S.CORDONED, "cordoned by an operator", now)
+    return [member.record("instance.cordoned", "takes no new requests")]
+
+
+def uncordon(member: Member, now: float) -> list[Action]:
+    """Serve again; ends a drain, also one that was to remove the instance."""
+    if member.state in _GONE or member.state is S.FAILED:
+        raise _refusal(member, "it cannot be uncordoned")
+    if not member.cordoned:
+        return []
+    member.cordoned = False
+    was = member.state
+    if was not in SERVING:
+        return [member.record("instance.uncordoned", f"is {was}, will take requests once it is up")]
+    member.drain = member.run.closed_at = None
+    member.move(S.RUNNING, f"uncordoned by an operator, was {was}", now)
+    ended = ", its drain ends" if was in EMPTYING else ""
+    return [member.record("instance.uncordoned", f"takes requests again{ended}")]
+
+
+def drain(member: Member, command: Drain, settings: SchedulerSettings, now: float) -> list[Action]:
+    """Empty the instance, or remove it; what holds no requests is removed at once."""
+    if not command.timeout_s >= 0:  # NaN is not; infinity is no limit
+        raise CommandRefused(f"a drain needs a timeout of 0 s or more, not {command.timeout_s}")
+    if member.state in SERVING:
+        if member.state is S.DRAINED and not command.remove:
+            return []
+        return drains.begin(member, command, settings, now)
+    if not command.remove:
+        raise _refusal(member, "there is nothing to drain")
+    return _remove(member, settings, now)
+
+
+def _remove(member: Member, settings: SchedulerSettings, now: float) -> list[Action]:
+    if member.state is S.DEAD:
+        raise _refusal(member, "it is removed already")
+    if member.state is S.STOPPING:
+        member.removing = True
+        return [member.record("instance.stopping", f"will not be restarted; {member.reason}")]
+    if not member.is_live:
+        return lifecycle.removed(member, f"removed while {member.state} ({member.reason})", now)
+    reason = f"removed while {member.state}"
+    member.removing = True
+    return lifecycle.kill(member, "instance.stopping", reason, settings, now)
+
+
+def _refusal(member: Member, consequence: str) -> CommandRefused:
+    return CommandRefused(f"{member.instance} is {member.state} ({member.reason}): {consequence}")

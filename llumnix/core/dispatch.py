@@ -1,0 +1,209 @@
+"""Dispatch: which instance gets the next request. Each API server process has a Dispatcher of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from llumnix.core.dispatch_rules import RULE_OF_POLICY, RULES
+from llumnix.core.events import DispatchEntry
+from llumnix.core.load import InstanceReport
+from llumnix.core.outlook import Outlook
+
+__all__ = ["RULES", "RULE_OF_POLICY", "Choice", "Dispatcher", "Hold"]
+
+# Stands in for the size of an instance while none has reported; only the order of scores matters then.
+_NOMINAL = InstanceReport(
+    uid=-1, seq=-1, block_size=16, total_blocks=1024, used_blocks=0, max_running=256, running=0, waiting=0
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The instance a request goes to, and the numbers that decided it."""
+
+    uid: int
+    instance: str
+    rule: str
+    score: float
+    num_candidates: int
+    report: InstanceReport | None
+    num_unseen: int
+    """Requests sent there by this server that the report does not cover."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence with the numbers; built only when somebody looks at it."""
+        head = f"{self.rule} {self.score:.2f} is the best of {self.num_candidates} instances"
+        if self.report is None:
+            return f"{head}: {self.instance} has not reported yet, {self.num_unseen} sent there"
+        r = self.report
+        return (
+            f"{head}: {self.instance} has {r.running} running, {r.waiting} waiting, "
+            f"{r.used_blocks}/{r.total_blocks} blocks used, {self.num_unseen} sent since"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """No instance can take the request now: keep it and ask again when the table or a report changes."""
+
+    reason: str
+
+
+class Dispatcher:
+    """Chooses instances by a named rule on the latest reports plus exactly what this server sent since.
+
+    Not thread-safe; all methods are quick (a choice over 64 instances: some 10 microseconds). An instance
+    that has not reported yet counts as empty and as large as the one that reported last. A paused instance is
+    chosen only when every candidate is. Ties go round, from a different instance for each `server_index`.
+    """
+
+    def __init__(
+        self, rule: str, *, headroom_tokens: Mapping[int, int], api_servers: int, server_index: int
+    ) -> None:
+        if rule not in RULES:
+            raise ValueError(f"unknown dispatch rule {rule!r}; known are {', '.join(RULES)}")
+        if not 0 <= server_index < api_servers:
+            raise ValueError(f"server_index {server_index} is not one of {api_servers} API servers")
+        self.rule = rule
+        self._score = RULES[rule]
+        self._headroom_tokens = dict(headroom_tokens)
+        self._api_servers = api_servers
+        self._server_index = server_index
+        self._outlooks: dict[int, Outlook] = {}
+        self._removed: set[int] = set()
+        self._awake: list[Outlook] = []
+        self._paused: list[Outlook] = []
+        self._num_choices = 0
+        self._num_queued = 0
+        self._latest = _NOMINAL
+
+    def set_table(self, entries: Iterable[DispatchEntry]) -> None:
+        """Take over the cluster manager's table: new instances come in, absent ones are forgotten."""
+        table = {entry.uid: entry for entry in entries}
+        for uid in self._outlooks.keys() - table.keys():
+            self._forget(uid)
+        # This server may know of a death before the manager does; a late table must not bring the dead back.
+        self._removed &= table.keys()
+        level = min((o.num_dispatched for o in self._outlooks.values() if o.entry.open), default=0)
+        for uid, entry in table.items():
+            if uid not in self._removed:
+                self._place(entry, level)
+        self._sort_candidates()
+
+    def _place(self, entry: DispatchEntry, level: int) -> None:
+        known = self._outlooks.get(entry.uid)
+        opened = entry.open and (known is None or not known.entry.open)
+        if known is None:
+            known = self._outlooks[entry.uid] = Outlook(entry, self._empty(entry.uid), self._headroom_tokens)
+        known.entry = entry
+        if opened:
+            # Else round robin would make up for the time when the instance was not there, all at once.
+            known.num_dispatched = max(known.num_dispatched, level)
+        self._refresh(known)
+
+    def _empty(self, uid: int) -> InstanceReport:
+        size = self._latest
+        return replace(
+            _NOMINAL,
+            uid=uid,
+            block_size=size.block_size,
+            total_blocks=size.total_blocks,
+            max_running=size.max_running,
+        )
+
+    def observe(self, report: InstanceReport) -> None:
+        """Take a report; one that is stale or of an unknown instance changes nothing."""
+        outlook = self._outlooks.get(report.uid)
+        if outlook is None or (outlook.reported and report.seq <= outlook.report.seq):
+            return
+        paused_changed = report.paused != outlook.report.paused
+        outlook.observe(report, self._server_index)
+        self._latest = report
+        self._refresh(outlook)
+        if paused_changed:
+            self._sort_candidates()
+
+    def remove(self, uid: int) -> None:
+        """Forget an instance that is dead; no later table brings it back."""
+        self._removed.add(uid)
+        if uid in self._outlooks:
+            self._forget(uid)
+            self._sort_candidates()
+
+    def reset_sent(self, uid: int) -> None:
+        """The connection to the instance was made again: it counts what it takes in from 0."""
+        outlook = self._outlooks.get(uid)
+        if outlook is not None:
+            outlook.reset_sent()
+            self._refresh(outlook)
+
+    def choose(
+        self, prompt_tokens: int, engine_priority: int, *, exclude: Collection[int] = ()
+    ) -> Choice | Hold:
+        """Choose among the open instances that are not in `exclude`; call `sent` once the request is sent."""
+        best = self._best(self._awake, exclude) or self._best(self._paused, exclude)
+        if best is None:
+            num_open = len(self._awake) + len(self._paused)
+            return Hold(
+                f"no open instance for a request of {prompt_tokens} tokens and priority {engine_priority}: "
+                f"{len(self._outlooks)} known, {num_open} open, {len(exclude)} excluded"
+            )
+        self._num_choices += 1
+        return Choice(
+            uid=best.entry.uid,
+            instance=best.entry.instance,
+            rule=self.rule,
+            score=best.score,
+            num_candidates=len(self._awake) or len(self._paused),
+            report=best.report if best.reported else None,
+            num_unseen=len(best.unseen),
+        )
+
+    def _best(self, candidates: list[Outlook], exclude: Collection[int]) -> Outlook | None:
+        if not candidates:
+            return None
+        num = len(candidates)
+        first = (num * self._server_index // self._api_servers + self._num_choices) % num
+        best: Outlook | None = None
+        for outlook in candidates[first:] + candidates[:first]:
+            if (best is None or outlook.score > best.score) and outlook.entry.uid not in exclude:
+                best = outlook
+        return best
+
+    def sent(self, uid: int, prompt_tokens: int, engine_priority: int) -> None:
+        """Count a request that was sent to an instance, until a report of the instance covers it."""
+        outlook = self._outlooks.get(uid)
+        if outlook is not None:
+            outlook.send(prompt_tokens, engine_priority)
+            self._refresh(outlook)
+
+    def queued(self) -> int:
+        """Requests waiting on all known instances, with those this server sent since that find no room."""
+        return self._num_queued
+
+    def _refresh(self, outlook: Outlook) -> None:
+        outlook.score = self._score(outlook, self._api_servers)
+        self._num_queued -= outlook.queued
+        outlook.queued = outlook.num_queued()
+        self._num_queued += outlook.queued
+
+    def _forget(self, uid: int) -> None:
+        self._num_queued -= self._outlooks.pop(uid).queued
+
+    def _sort_candidates(self) -> None:
+        # By uid, so that every server goes round in one order and different starts stay different.
+        candidates = [self._outlooks[uid] for uid in sorted(self._outlooks) if self._outlooks[uid].entry.open]
+        self._awake = [outlook for outlook in candidates if not outlook.report.paused]
+        self._paused = [outlook for outlook in candidates if outlook.report.paused]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where an invariant does not hold."""
+        for outlook in self._outlooks.values():
+            outlook.check_integrity()
+            assert outlook.score == self._score(outlook, self._api_servers)
+        assert self._num_queued == sum(outlook.num_queued() for outlook in self._outlooks.values())
+        candidates = {outlook.entry.uid for outlook in self._awake + self._paused}
+        assert candidates == {uid for uid, outlook in self._outlooks.items() if outlook.entry.open}
+        assert not self._removed & self._outlooks.keys()

@@ -1,0 +1,80 @@
+"""Drains: closing an instance, judging when it is empty, and giving up when the time is over."""
+
+from __future__ import annotations
+
+import math
+
+from llumnix.core import lifecycle
+from llumnix.core.events import Action, Drain, InstanceState
+from llumnix.core.member import DrainOrder, Member, blockers
+from llumnix.core.settings import SchedulerSettings
+
+S = InstanceState
+
+
+def begin(member: Member, command: Drain, settings: SchedulerSettings, now: float) -> list[Action]:
+    """Close the instance and wait for it to be empty; a drain under way gets the new time and aim."""
+    remove = command.remove or (member.drain is not None and member.drain.remove)
+    member.drain = DrainOrder(now, command.timeout_s, remove)
+    member.cordoned = True
+    if member.run.closed_at is None:
+        member.run.closed_at = now
+    aim = ", then it is removed" if remove else ""
+    limit = f" within {command.timeout_s:g} s" if math.isfinite(command.timeout_s) else ""
+    message = f"drain{limit}{aim}"
+    member.move(S.DRAINING, message, now)
+    return [member.record("drain.started", message), *advance(member, settings, now)]
+
+
+def advance(member: Member, settings: SchedulerSettings, now: float) -> list[Action]:
+    """Judge a drain by the latest report: done, out of time, or (drained before) no longer true."""
+    drain = member.drain
+    if drain is None:
+        return []
+    if member.state is S.DRAINED:
+        return _reopen_if_loaded(member, now)
+    if _is_empty(member, settings):
+        return _finish(member, drain, settings, now)
+    if now >= drain.deadline:
+        return _give_up(member, drain, settings, now)
+    return []
+
+
+def _is_empty(member: Member, settings: SchedulerSettings) -> bool:
+    """True once a report says so that came when requests on the way had their time to arrive."""
+    run = member.run
+    if run.report is None or run.report_at is None or run.closed_at is None:
+        return False
+    return run.report_at >= run.closed_at + settings.settle_s and not blockers(member)
+
+
+def _finish(member: Member, drain: DrainOrder, settings: SchedulerSettings, now: float) -> list[Action]:
+    message = f"empty after {now - drain.started_at:.1f} s"
+    member.move(S.DRAINED, message, now)
+    done = member.record("drain.done", message)
+    if drain.remove:
+        return [done, *lifecycle.stop(member, f"removed, {message}", settings, now)]
+    return [done]
+
+
+def _give_up(member: Member, drain: DrainOrder, settings: SchedulerSettings, now: float) -> list[Action]:
+    left = (
+        "; ".join(blockers(member)) or f"no report since it was closed and {settings.settle_s:g} s had passed"
+    )
+    message = f"not empty after {now - drain.started_at:.1f} s: {left}"
+    timeout = member.record("drain.timeout", message, "warning")
+    if drain.remove:
+        return [timeout, *lifecycle.stop(member, f"removed, {message}", settings, now)]
+    member.drain = None
+    member.move(S.CORDONED, message, now)
+    return [timeout]
+
+
+def _reopen_if_loaded(member: Member, now: float) -> list[Action]:
+    """`drained` says that it is safe to remove the instance: take it back when a late request turns up."""
+    late = blockers(member)
+    if not late:
+        return []
+    message = f"no longer empty: {'; '.join(late)}"
+    member.move(S.DRAINING, message, now)
+    return [member.record("drain.undone", message, "warning")]

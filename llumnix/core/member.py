@@ -1,0 +1,164 @@
+"""An instance as the scheduler keeps it, and the frozen view of it that the admin API is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llumnix.core.events import Beat, InstanceState, Record
+from llumnix.core.load import InstanceReport, freeness, headroom_in_blocks
+from llumnix.core.settings import SchedulerSettings
+
+S = InstanceState
+
+SERVING = frozenset({S.RUNNING, S.CORDONED, S.DRAINING, S.DRAINED})
+"""States of an instance whose engine is loaded and is meant to go on."""
+
+LIVE = SERVING | {S.PENDING, S.STARTING, S.STOPPING}
+"""States in which a process exists, or was asked for."""
+
+EMPTYING = frozenset({S.DRAINING, S.DRAINED})
+
+
+@dataclass(slots=True)
+class Incarnation:
+    """One process of an instance, from its start to its death. Times are the scheduler's `now`."""
+
+    uid: int
+    number: int
+    node: str | None = None
+    pid: int | None = None
+    placed_at: float | None = None
+    ready_at: float | None = None
+    report: InstanceReport | None = None
+    report_at: float | None = None
+    beat: Beat | None = None
+    beat_at: float | None = None
+    """When the last beat came, or since when one has been due."""
+    closed_at: float | None = None
+    """Since when the table has said that nothing new goes there."""
+    condemned: str | None = None
+    """Why we end it, when it is not its own doing."""
+    kill_at: float | None = None
+    """When it is killed (again) if it still lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    """A drain under way. `remove`: the instance is stopped when it is empty or the time is up."""
+
+    started_at: float
+    timeout_s: float
+    remove: bool
+
+    @property
+    def deadline(self) -> float:
+        return self.started_at + self.timeout_s
+
+
+@dataclass(slots=True)
+class Member:
+    """One instance through all its incarnations.
+
+    Invariants: `drain` is set exactly in DRAINING and DRAINED; `restart_at` exactly in RESTARTING; `cordoned`
+    holds in CORDONED, DRAINING and DRAINED and not in RUNNING; `removing` only in STOPPING and DEAD.
+    """
+
+    instance: str
+    run: Incarnation
+    state: InstanceState
+    reason: str
+    since: float
+    failures: int = 0
+    """Deaths in a row since it last served well."""
+    restart_at: float | None = None
+    cordoned: bool = False
+    """An operator's wish; outlives a restart."""
+    drain: DrainOrder | None = None
+    removing: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def is_known_to_servers(self) -> bool:
+        """True while API servers may have requests there."""
+        return self.is_live and self.run.ready_at is not None
+
+    def move(self, state: InstanceState, reason: str, now: float) -> None:
+        """Enter a state; every change goes through here."""
+        self.state, self.reason, self.since = state, reason, now
+
+    def record(self, kind: str, message: str, severity: str = "info") -> Record:
+        return Record(kind, severity, self.instance, message)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance as the admin API shows it; a copy that does not change. Times are the scheduler's `now`."""
+
+    instance: str
+    uid: int
+    incarnation: int
+    state: InstanceState
+    reason: str
+    since: float
+    ready_at: float | None
+    node: str | None
+    pid: int | None
+    restarts: int
+    failures: int
+    report: InstanceReport | None
+    report_at: float | None
+    freeness: float | None
+    """Blocks per running request; -inf while draining, None before the first report."""
+    drain_deadline: float | None
+    restart_at: float | None
+    removing: bool
+    """It goes away for good: once drained, or already on its way."""
+    blockers: tuple[str, ...] = field(default=())
+    """What a drain still waits for, or what was there when its time was up."""
+
+
+def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
+    """A frozen copy of what there is to know of an instance."""
+    run, drain = member.run, member.drain
+    return InstanceView(
+        instance=member.instance,
+        uid=run.uid,
+        incarnation=run.number,
+        state=member.state,
+        reason=member.reason,
+        since=member.since,
+        ready_at=run.ready_at,
+        node=run.node,
+        pid=run.pid,
+        restarts=run.number - 1,
+        failures=member.failures,
+        report=run.report,
+        report_at=run.report_at,
+        freeness=_freeness(member, settings),
+        drain_deadline=drain.deadline if drain else None,
+        restart_at=member.restart_at,
+        removing=member.removing or (drain is not None and drain.remove),
+        blockers=blockers(member) if member.state in (S.DRAINING, S.CORDONED) else (),
+    )
+
+
+def blockers(member: Member) -> tuple[str, ...]:
+    """What keeps the instance from being empty, as last reported."""
+    report = member.run.report
+    if report is None:
+        return ("no report yet",)
+    if report.running or report.waiting:
+        return (f"{report.running} running, {report.waiting} waiting requests",)
+    return ()
+
+
+def _freeness(member: Member, settings: SchedulerSettings) -> float | None:
+    report = member.run.report
+    if report is None or not member.is_live:
+        return None
+    headroom_blocks = headroom_in_blocks(settings.headroom_tokens, report.block_size)
+    draining = member.state in EMPTYING or member.state is S.STOPPING
+    return freeness(report, headroom_blocks, draining=draining)

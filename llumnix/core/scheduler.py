@@ -1,0 +1,202 @@
+"""The global scheduler: events in, actions out. It decides; llumnix.cluster and llumnix.sim carry out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import assert_never
+
+from llumnix.core import commands, drains, lifecycle, moves
+from llumnix.core.events import (
+    Action,
+    AddInstances,
+    Beat,
+    CommandRefused,
+    Cordon,
+    DispatchEntry,
+    Drain,
+    Event,
+    InstanceDied,
+    InstancePlaced,
+    InstanceReady,
+    InstanceState,
+    PublishTable,
+    Record,
+    Reported,
+    Tick,
+    Uncordon,
+)
+from llumnix.core.health import hang_reason
+from llumnix.core.load import InstanceReport
+from llumnix.core.member import SERVING, InstanceView, Member, view_of
+from llumnix.core.roster import Roster
+from llumnix.core.settings import SchedulerSettings
+
+
+class Scheduler:
+    """Decides for all instances of a cluster.
+
+    `handle` is the only way in and the views the only way out. It does no I/O and keeps no reference to
+    anything outside; the same events at the same times give the same actions. Events of incarnations that are
+    dead or unknown are ignored, doubled ones too. Not thread-safe.
+    """
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self._roster = Roster(first_uid=settings.first_uid, first_instance=settings.first_instance)
+        self._entries: tuple[DispatchEntry, ...] = ()
+        self._version = 0
+        self._last_tick_at: float | None = None
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take in one event and say what to do, in this order.
+
+        Raises CommandRefused or UnknownInstance for a command that cannot be carried out; it changes nothing.
+        """
+        actions = self._decide(event, now)
+        actions += self._publish_if_changed()
+        return actions
+
+    def _decide(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case Tick():
+                return self._tick(now)
+            case Reported(report):
+                return self._reported(report, now)
+            case Beat():
+                return self._beat(event, now)
+            case InstancePlaced(uid):
+                member = self._roster.live(uid)
+                return lifecycle.placed(member, event, now) if member else []
+            case InstanceReady(uid):
+                member = self._roster.live(uid)
+                return lifecycle.ready(member, now) if member else []
+            case InstanceDied(uid, reason):
+                member = self._roster.died(uid)
+                return lifecycle.died(member, reason, self._settings, now) if member else []
+            case AddInstances(count):
+                return self._add(count, now)
+            case Cordon(instance):
+                return commands.cordon(self._roster.named(instance), now)
+            case Uncordon(instance):
+                return commands.uncordon(self._roster.named(instance), now)
+            case Drain(instance):
+                return self._drain(event, self._roster.named(instance), now)
+            case _:
+                assert_never(event)
+
+    def _tick(self, now: float) -> list[Action]:
+        actions = self._forgive_own_silence(now)
+        for member in self._roster:
+            if member.state in SERVING:
+                lifecycle.forgive_failures(member, self._settings, now)
+            actions += lifecycle.kill_if_start_overdue(member, self._settings, now)
+            actions += self._kill_if_hung(member, now)
+            actions += lifecycle.kill_if_overdue(member, self._settings, now)
+            actions += drains.advance(member, self._settings, now)
+            actions += self._restart_if_due(member, now)
+            self._forget_if_long_dead(member, now)
+        return actions + moves.empty_draining(self._roster, self._settings)
+
+    def _forgive_own_silence(self, now: float) -> list[Action]:
+        """Where the daemon itself stood still, heartbeats wait unread: the silence is its own."""
+        gap_s = now - self._last_tick_at if self._last_tick_at is not None else 0.0
+        self._last_tick_at = now
+        if gap_s <= self._settings.heartbeat_timeout_s / 2:
+            return []
+        for member in self._roster:
+            if member.run.beat_at is not None:
+                member.run.beat_at = min(member.run.beat_at + gap_s, now)
+        message = f"the scheduler was not called for {gap_s:.1f} s; heartbeats are given that much longer"
+        return [Record("scheduler.stalled", "warning", "scheduler", message)]
+
+    def _kill_if_hung(self, member: Member, now: float) -> list[Action]:
+        beat_at = member.run.beat_at
+        if member.state not in SERVING or beat_at is None:
+            return []
+        reason = hang_reason(
+            member.run.beat,
+            now - beat_at,
+            heartbeat_timeout_s=self._settings.heartbeat_timeout_s,
+            step_timeout_s=self._settings.step_timeout_s,
+        )
+        if reason is None:
+            return []
+        return lifecycle.kill(member, "instance.hung", f"hung: {reason}", self._settings, now)
+
+    def _restart_if_due(self, member: Member, now: float) -> list[Action]:
+        if member.restart_at is None or now < member.restart_at:
+            return []
+        actions = lifecycle.restart(member, self._roster.new_uid(), now)
+        self._roster.enter(member)
+        return actions
+
+    def _forget_if_long_dead(self, member: Member, now: float) -> None:
+        if member.state is InstanceState.DEAD and now - member.since >= self._settings.dead_kept_s:
+            self._roster.forget(member)
+
+    def _reported(self, report: InstanceReport, now: float) -> list[Action]:
+        member = self._roster.live(report.uid)
+        if member is None or (member.run.report is not None and report.seq <= member.run.report.seq):
+            return []
+        member.run.report, member.run.report_at = report, now
+        return drains.advance(member, self._settings, now)
+
+    def _beat(self, beat: Beat, now: float) -> list[Action]:
+        member = self._roster.live(beat.uid)
+        if member is not None:
+            member.run.beat, member.run.beat_at = beat, now
+        return []
+
+    def _add(self, count: int, now: float) -> list[Action]:
+        if count < 1:
+            raise CommandRefused(f"the number of instances to add must be 1 or more, not {count}")
+        actions: list[Action] = []
+        for _ in range(count):
+            member, started = lifecycle.added(self._roster.new_instance(), self._roster.new_uid(), now)
+            self._roster.enter(member)
+            actions += started
+        return actions
+
+    def _drain(self, command: Drain, member: Member, now: float) -> list[Action]:
+        return commands.drain(member, command, self._settings, now)
+
+    def _publish_if_changed(self) -> list[Action]:
+        entries = tuple(
+            DispatchEntry(member.run.uid, member.instance, member.state is InstanceState.RUNNING)
+            for member in self._roster
+            if member.is_known_to_servers
+        )
+        if entries == self._entries:
+            return []
+        self._entries = entries
+        self._version += 1
+        return [PublishTable(self._version, entries)]
+
+    def instances(self) -> list[InstanceView]:
+        """All instances, oldest first, as frozen copies; removed ones for a while too."""
+        return [view_of(member, self._settings) for member in self._roster]
+
+    def instance(self, instance: str) -> InstanceView:
+        """One instance; raises UnknownInstance."""
+        return view_of(self._roster.named(instance), self._settings)
+
+    def counts(self) -> dict[InstanceState, int]:
+        """How many instances are in each state, all states named."""
+        present = Counter(member.state for member in self._roster)
+        return {state: present[state] for state in InstanceState}
+
+    def table(self) -> PublishTable:
+        """The table as last published (version 0: never); for an API server that starts."""
+        return PublishTable(self._version, self._entries)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where an invariant does not hold."""
+        self._roster.check_integrity()
+        for m in self._roster:
+            emptying = m.state in (InstanceState.DRAINING, InstanceState.DRAINED)
+            assert (m.drain is not None) == emptying, m
+            assert (m.restart_at is not None) == (m.state is InstanceState.RESTARTING), m
+            assert not m.removing or m.state in (InstanceState.STOPPING, InstanceState.DEAD), m
+            if m.state in SERVING:
+                closed = m.state is not InstanceState.RUNNING
+                assert m.cordoned == closed == (m.run.closed_at is not None), m
