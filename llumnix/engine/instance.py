@@ -1,0 +1,290 @@
+"""The engine loop of an instance: vLLM's own, with the llumlet's hooks between its steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.engine.utils import EngineZmqAddresses
+from vllm.v1.executor import Executor
+
+from llumnix.config import MigrationConfig
+from llumnix.core.handover.settings import HandoverSettings
+from llumnix.core.load import InstanceReport
+from llumnix.engine.inbox import Inbox
+from llumnix.engine.llumlet import Llumlet
+from llumnix.engine.migration.port import MigrationPort
+from llumnix.engine.migration.resume import Resumer
+from llumnix.engine.outbox import DropApiServer, DropPeer, Outbox
+from llumnix.engine.scheduler_view import SchedulerView
+from llumnix.engine.transport import KVBlocks
+from llumnix.engine.transport_set import TransportSet
+from llumnix.errors import RefusedError
+from llumnix.log import get_logger
+from llumnix.wire import Endpoints, PeerAddress, RequestTable, ToManager
+
+logger = get_logger(__name__)
+
+REPORT_INTERVAL_S = 0.020
+REPORT_COST_LIMIT = 0.005
+"""At most this part of the loop's time goes into reports: deep queues are reported less often."""
+_AVERAGE_WEIGHT = 0.2
+
+Step = Callable[[], tuple[dict[int, EngineCoreOutputs] | None, bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class OnEngineThread:
+    """A call that the inbox asks the engine loop to make between two steps."""
+
+    call: Callable[[], object]
+
+
+class LoopClock:
+    """When the engine loop last came round; written by the engine thread, read by others.
+
+    Each field is one reference, so a reader sees an old or a new value, never half of one.
+    """
+
+    def __init__(self) -> None:
+        self.turned_at = time.monotonic()
+        self.step_since: float | None = None
+        self.thread_id = threading.get_ident()
+
+
+class InstanceCore(EngineCoreProc):
+    """EngineCoreProc whose sockets, reports and extra calls are the llumlet's.
+
+    Threads: the engine thread (the one that calls run_busy_loop) owns the scheduler; the inbox and outbox
+    threads own the sockets. Between them there are only `input_queue` and `output_queue`.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        executor_class: type[Executor],
+        *,
+        uid: int,
+        host: str,
+        endpoints: Endpoints,
+        migration: MigrationConfig,
+        handover: HandoverSettings,
+    ) -> None:
+        """`host`: the address of this node that other nodes reach."""
+        self.uid = uid
+        self.host = host
+        self._migration = migration
+        self._handover = handover
+        self.endpoints = endpoints
+        self.clock = LoopClock()
+        self.taken: dict[int, int] = {}
+        self._next_report_at = 0.0
+        self._step_ms = 0.0
+        self._tokens_per_s = 0.0
+        self._tokens_since = 0
+        self._rate_since = time.monotonic()
+        self._had_rows = True
+        vllm_config.parallel_config.reconfigure_for_independent_dp_rank()
+        super().__init__(
+            vllm_config,
+            local_client=True,
+            handshake_address="",
+            executor_class=executor_class,
+            log_stats=True,
+            engine_index=uid,
+        )
+        self._vllm_step: Step = self.step if self.batch_queue is None else self.step_with_batch_queue
+        self.step_fn = self._counted_step
+
+    # ---- what vLLM's constructor calls ------------------------------------------------------------------
+
+    @contextmanager
+    def _perform_handshakes(self, *_: Any) -> Generator[EngineZmqAddresses, None, None]:
+        """All addresses are known before the process starts (as in vLLM's EngineCoreActorMixin)."""
+        servers = self.endpoints.api_servers
+        yield EngineZmqAddresses(inputs=[s.input for s in servers], outputs=[s.output for s in servers])
+
+    def process_input_sockets(
+        self, input_addresses: list[str], coord: str | None, identity: bytes, ready_event: threading.Event
+    ) -> None:
+        self.view = SchedulerView(self.scheduler)
+        self.port = MigrationPort(self)
+        self.resumer = Resumer(self, self.port.target)
+        self._transports = self._open_transports()
+        self.llumlet = Llumlet(
+            self.uid,
+            self.port,
+            self._transports,
+            self._handover,
+            on_engine_thread=self.on_engine_thread,
+            send=self.output_queue.put_nowait,
+            abort=self.abort_requests,
+            set_priority=self.view.set_priority,
+        )
+        self.publish_report(time.monotonic())
+        ready = msgspec.msgpack.encode(self._make_ready_response())
+        Inbox(self, identity, ready).run(ready_event)
+
+    def _open_transports(self) -> TransportSet | None:
+        """None where this process does not hold the KV cache: its workers do."""
+        if self.vllm_config.parallel_config.world_size > 1:
+            return None
+        views = self.port.kv_views()
+        blocks = KVBlocks(views, views[0].shape[0])
+        one_node = self.endpoints.curve is None
+        return TransportSet(blocks, self._migration.backend, self.host, one_node=one_node)
+
+    def process_output_sockets(self, output_paths: list[str], coord: str | None, engine_index: int) -> None:
+        Outbox(self).run()
+
+    # ---- engine thread ----------------------------------------------------------------------------------
+
+    def run_busy_loop(self) -> None:
+        self.clock.thread_id = threading.get_ident()
+        super().run_busy_loop()
+
+    def on_engine_thread(self, call: Callable[[], object]) -> None:
+        """Have the engine loop make a call between two steps; callable from any thread."""
+        self.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, OnEngineThread(call)))
+
+    def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
+        self.clock.turned_at = time.monotonic()
+        if isinstance(request, OnEngineThread):
+            request.call()
+            if self.llumlet.is_busy and not self.has_work():
+                self.llumlet.after_step(time.monotonic())
+            return
+        super()._handle_client_request(request_type, request)
+        if request_type == EngineCoreRequestType.ADD:
+            self.count_taken(request[0].client_index)
+
+    def _process_engine_step(self) -> bool:
+        started = time.monotonic()
+        self.clock.turned_at = started
+        self.clock.step_since = started
+        self.llumlet.before_step()
+        executed = super()._process_engine_step()
+        now = time.monotonic()
+        self.clock.step_since = None
+        self.clock.turned_at = now
+        if executed:
+            self._step_ms += _AVERAGE_WEIGHT * ((now - started) * 1e3 - self._step_ms)
+        if self.resumer.is_waiting:
+            self._advance_resumed()
+        if self.llumlet.is_busy:
+            self.llumlet.after_step(now)
+        if now >= self._next_report_at:
+            self.publish_report(now)
+        return executed
+
+    def _advance_resumed(self) -> None:
+        for failure in self.resumer.advance():
+            self._cannot_resume(*failure)
+
+    def _process_input_queue(self) -> None:
+        if not self.has_work():
+            # About to sleep: what was just finished must not look busy until the next request.
+            self.publish_report(time.monotonic())
+        super()._process_input_queue()
+
+    def resume(self, request: EngineCoreRequest, output_token_ids: list[int]) -> None:
+        """Go on with a request that ran elsewhere, from the tokens its client has."""
+        self.count_taken(request.client_index)
+        try:
+            self.resumer.resume(request, output_token_ids)
+        except RefusedError as error:
+            self._cannot_resume(request.request_id, request.client_index, str(error))
+
+    def _cannot_resume(self, request_id: str, api_server: int, reason: str) -> None:
+        logger.warning("request %s cannot be resumed: %s", request_id, reason)
+        self._send_error_outputs_to_client([request_id], api_server)
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        super().abort_requests(request_ids)
+        self.llumlet.requests_aborted(request_ids)
+        if self.resumer.is_waiting:
+            self.resumer.forget(request_ids)
+
+    def address_is(self, letters: str) -> None:
+        """Where other llumlets reach this one."""
+        transport = b"" if self._transports is None else self._transports.address
+        self.address = PeerAddress(letters, transport)
+
+    def peer_gone(self, uid: int, reason: str) -> None:
+        """That instance is dead."""
+        self.llumlet.peer_lost(uid, reason)
+        self.output_queue.put_nowait(DropPeer(uid))
+
+    def count_taken(self, api_server: int) -> None:
+        self.taken[api_server] = self.taken.get(api_server, 0) + 1
+
+    def publish_report(self, now: float) -> InstanceReport:
+        """Hand the load to the outbox, and set when the next one is due by what this one cost."""
+        self._measure_rate(now)
+        report = self.view.load(self.uid, self._step_ms, self._tokens_per_s, self.taken)
+        self.output_queue.put_nowait(report)
+        cost_s = time.monotonic() - now
+        self._next_report_at = now + min(0.5, max(REPORT_INTERVAL_S, cost_s / REPORT_COST_LIMIT))
+        return report
+
+    def tick(self) -> None:
+        """Twice a second: the table of requests, and while idle the report that no step publishes."""
+        if self.resumer.is_waiting:
+            self._advance_resumed()
+        self.llumlet.after_step(time.monotonic())
+        if not self.has_work():
+            self.publish_report(time.monotonic())
+        rows = self.view.rows()
+        if rows or self._had_rows:
+            self.tell_manager(RequestTable(self.uid, rows))
+        self._had_rows = bool(rows)
+
+    def forget_api_server(self, api_server: int) -> None:
+        """Its process is gone: nobody waits for these requests, nor for what is queued for it."""
+        # Before its requests are aborted: a migration must not pass such an abort on to a live hop.
+        self.llumlet.owner_lost(api_server)
+        self.abort_requests(self.view.requests_of(api_server))
+        self.output_queue.put_nowait(DropApiServer(api_server))
+
+    def replay(self, method: str, args: Sequence[Any]) -> None:
+        """Take on engine-wide state that was set before this instance joined; a failure ends the instance.
+
+        Not so for an adapter, which is only loaded ahead: every request brings its own along, and vLLM tells
+        no engine when one is unloaded, so that its files may be gone.
+        """
+        call = getattr(self, method)
+        try:
+            call(*self._convert_msgspec_args(call, args))
+        except Exception:
+            if method != "add_lora":
+                raise
+            logger.warning("an adapter was not loaded ahead", exc_info=True)
+
+    def tell_manager(self, message: ToManager) -> None:
+        """Send a message to the manager, behind all outputs so far; callable from any thread."""
+        self.output_queue.put_nowait(message)
+
+    def stop(self) -> None:
+        """End the loop after this turn; what runs is aborted (vLLM's shutdown_timeout 0)."""
+        self.shutdown_state = EngineShutdownState.REQUESTED
+
+    def _counted_step(self) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
+        outputs, executed = self._vllm_step()
+        for of_one_server in (outputs or {}).values():
+            self._tokens_since += sum(len(output.new_token_ids) for output in of_one_server.outputs)
+        return outputs, executed
+
+    def _measure_rate(self, now: float) -> None:
+        elapsed = now - self._rate_since
+        if elapsed >= 0.5:
+            self._tokens_per_s = self._tokens_since / elapsed
+            self._tokens_since = 0
+            self._rate_since = now

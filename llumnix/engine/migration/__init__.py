@@ -1,0 +1,1 @@
+"""Moving a request between two engines, exactly: export, import, refusals, and access to KV blocks."""

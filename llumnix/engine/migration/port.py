@@ -1,0 +1,67 @@
+"""One engine's end of all migrations: what the llumlet holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llumnix.engine.migration.adopt import Target
+from llumnix.engine.migration.export import Source
+from llumnix.engine.migration.fingerprint import Fingerprint, fingerprint
+from llumnix.engine.migration.integrity import check_integrity
+from llumnix.engine.migration.scheduler_access import SchedulerAccess
+
+
+class MigrationPort:
+    """Source and target side of one engine, which must have been built with worker.EXTENSION.
+
+    Every method of it and of its sides must run on the engine thread, between two steps.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._access = SchedulerAccess(engine.scheduler)
+        self.source = Source(engine, self._access)
+        self.target = Target(engine, self._access)
+
+    @property
+    def block_size(self) -> int:
+        return self._access.block_size
+
+    def fingerprint(self) -> Fingerprint:
+        """What another instance must have in common with this one; asks every worker."""
+        return fingerprint(self._engine)
+
+    def kv_views(self) -> list[torch.Tensor]:
+        """One view per layer, dimension 0 the block id; for an engine whose only worker is in this process.
+
+        With more workers each rank's transport takes its own views, inside the worker.
+        """
+        executor = self._engine.vllm_config.parallel_config.distributed_executor_backend
+        if executor != "uni":
+            raise ValueError(f"with the {executor} executor the KV cache is not in this process")
+        views: list[torch.Tensor]
+        (views,) = self._engine.model_executor.collective_rpc("llumnix_kv_views")
+        return views
+
+    def num_tokens(self, request_id: str) -> int:
+        """Prompt and output tokens of a live request."""
+        request = self._access.live(request_id)
+        return 0 if request is None else request.num_tokens
+
+    def victims(self) -> list[str]:
+        """Live requests, those to move first in front: lower priority, then shorter (paper, section 4.4)."""
+        live = [r for r in self._access.scheduler.requests.values() if not r.is_finished()]
+        live.sort(key=lambda request: (-request.priority, request.num_tokens))
+        return [request.request_id for request in live]
+
+    def num_missing_blocks(self) -> int:
+        """Free blocks that the next step lacks, if every request at a block's end takes another."""
+        scheduler = self._access.scheduler
+        num_wanted = sum(r.num_tokens % self.block_size == 0 for r in scheduler.running)
+        return int(num_wanted - self._access.pool.get_num_free_blocks())
+
+    def check_integrity(self) -> list[str]:
+        """What is wrong with the books of blocks and requests; empty if nothing is."""
+        return check_integrity(self._access, self.source, self.target)

@@ -1,0 +1,101 @@
+"""A request's state in model runner V1 (vllm.v1.worker.gpu_model_runner), with its private names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+from llumnix.engine.migration.import_order import ImportOrder
+from llumnix.engine.migration.state import PackedTensor, PromptLogprobs, WorkerState
+
+
+def export_request(runner: Any, request_id: str) -> WorkerState:
+    """What cannot be rebuilt from the request's tokens and parameters."""
+    cached: CachedRequestState = runner.requests[request_id]
+    generator = cached.generator
+    logprobs = cached.in_progress_prompt_logprobs_cpu
+    return WorkerState(
+        generator=None if generator is None else generator.get_state().numpy().tobytes(),
+        awaits_prompt_logprobs=request_id in runner.num_prompt_logprobs,
+        prompt_logprobs=None if logprobs is None else _pack_logprobs(logprobs),
+    )
+
+
+def import_request(runner: Any, order: ImportOrder, state: WorkerState) -> None:
+    """Leave the request as a preempted one: the runner takes its blocks from the step that resumes it."""
+    if order.request_id in runner.requests:
+        raise ValueError(f"the model runner already knows request {order.request_id}")
+    runner.requests[order.request_id] = CachedRequestState(
+        req_id=order.request_id,
+        prompt_token_ids=order.prompt_token_ids,
+        mm_features=order.mm_features,
+        sampling_params=order.sampling_params,
+        generator=None if state.generator is None else _generator(runner.device, state.generator),
+        block_ids=([],),
+        num_computed_tokens=order.num_computed_tokens,
+        output_token_ids=list(order.output_token_ids),
+        lora_request=order.lora_request,
+        in_progress_prompt_logprobs_cpu=_logprobs(state.prompt_logprobs),
+    )
+    if state.awaits_prompt_logprobs:
+        wanted = order.sampling_params.prompt_logprobs
+        runner.num_prompt_logprobs[order.request_id] = (
+            runner.input_batch.vocab_size if wanted == -1 else wanted
+        )
+
+
+def forget_request(runner: Any, request_id: str) -> None:
+    """Drop what import_request left."""
+    runner.requests.pop(request_id, None)
+    runner.num_prompt_logprobs.pop(request_id, None)
+
+
+def replayed_state(runner: Any, seed: int | None, num_tokens: int) -> WorkerState:
+    """The state of a request's generator after it has drawn `num_tokens` tokens here.
+
+    Draws what TopKTopPSampler draws per token: a number on CPU, a row of noise over the vocabulary on GPU.
+    """
+    if seed is None:
+        return WorkerState()
+    generator = torch.Generator(device=runner.device)
+    generator.manual_seed(seed)
+    if runner.device.type == "cpu":
+        for _ in range(num_tokens):
+            torch.randint(0, 2**31, (1,), generator=generator, dtype=torch.long)
+    else:
+        row = torch.empty(runner.model_config.get_vocab_size(), dtype=torch.float32, device=runner.device)
+        for _ in range(num_tokens):
+            row.exponential_(generator=generator)
+    return WorkerState(generator=generator.get_state().numpy().tobytes())
+
+
+def _generator(device: torch.device, state: bytes) -> torch.Generator:
+    generator = torch.Generator(device=device)
+    generator.set_state(torch.from_numpy(np.frombuffer(state, dtype=np.uint8).copy()))
+    return generator
+
+
+def _pack_logprobs(logprobs: LogprobsTensors) -> PromptLogprobs:
+    return PromptLogprobs(
+        _pack(logprobs.logprob_token_ids), _pack(logprobs.logprobs), _pack(logprobs.selected_token_ranks)
+    )
+
+
+def _logprobs(packed: PromptLogprobs | None) -> LogprobsTensors | None:
+    if packed is None:
+        return None
+    return LogprobsTensors(_unpack(packed.token_ids), _unpack(packed.logprobs), _unpack(packed.ranks))
+
+
+def _pack(tensor: torch.Tensor) -> PackedTensor:
+    array = tensor.contiguous().numpy()
+    return PackedTensor(array.dtype.str, list(array.shape), array.tobytes())
+
+
+def _unpack(packed: PackedTensor) -> torch.Tensor:
+    array = np.frombuffer(packed.data, dtype=np.dtype(packed.dtype)).reshape(packed.shape)
+    return torch.from_numpy(array.copy())

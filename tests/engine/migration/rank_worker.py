@@ -1,0 +1,23 @@
+"""A worker extension whose blocks a test can read and write from another process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llumnix.engine.migration.worker import MigrationWorker
+
+
+class RankWorker(MigrationWorker):
+    """Stands in for a transport between workers that are processes of their own."""
+
+    def llumnix_test_read(self: Any, blocks: list[int]) -> list[bytes]:
+        """These blocks of every layer, one item per layer."""
+        return [view[blocks].numpy().tobytes() for view in self.llumnix_kv_views()]
+
+    def llumnix_test_write(self: Any, blocks: list[int], layers_of_ranks: list[list[bytes]]) -> None:
+        """What llumnix_test_read of the same rank returned."""
+        for view, data in zip(self.llumnix_kv_views(), layers_of_ranks[self.rank], strict=True):
+            values = torch.frombuffer(bytearray(data), dtype=view.dtype)
+            view[blocks] = values.view(len(blocks), *view.shape[1:])
