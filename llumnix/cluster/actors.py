@@ -1,0 +1,194 @@
+"""The Ray actors of a cluster: one process each for an instance and for an API server.
+
+Both are detached and named, so that they outlive llumnixd. Ray places, starts and ends them and tells of
+their deaths; everything else goes over our own sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from llumnix.config import Config
+from llumnix.engine.main import EngineSpec, prepare_environment, root_cause, run_engine
+from llumnix.log import log_to
+
+if TYPE_CHECKING:
+    from llumnix.frontend.spec import ApiServerSpec
+
+MAX_WATCHERS = 32
+_EXIT_AFTER_END_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor's process runs."""
+
+    node_id: str
+    node_ip: str
+    pid: int
+
+
+def instance_actor_name(uid: int) -> str:
+    return f"instance-{uid}"
+
+
+class _Process:
+    """What both kinds of process share: their place, their log, their end."""
+
+    def __init__(self) -> None:
+        self._ended: Future[str] = Future()
+
+    def place(self) -> Place:
+        """Answers as soon as the process is there."""
+        context = ray.get_runtime_context()
+        return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+
+    def wait_end(self) -> str:
+        """Returns only when the process is about to end, with the reason; its death fails the call."""
+        return self._ended.result()
+
+    def _end(self, reason: str) -> str:
+        self._ended.set_result(reason)
+        # Whoever waits is answered first; a manager that is away would not end this process.
+        timer = threading.Timer(_EXIT_AFTER_END_S, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+        return reason
+
+
+@ray.remote
+class InstanceActor(_Process):
+    """The process of one instance."""
+
+    def __init__(self, spec: EngineSpec, cores_dir: Path | None) -> None:
+        """`cores_dir`: where processes of this node agree on CPU cores; None: no pinning (GPU)."""
+        super().__init__()
+        self._spec = spec
+        self._cores_dir = cores_dir
+        self._stage = "starting"
+        _log_to_file(spec.config, f"{spec.instance}.log")
+
+    def stage(self) -> str:
+        """What the start is at."""
+        return self._stage
+
+    def run(self) -> str:
+        """The engine's whole life; returns why it ended."""
+        num_threads = self._spec.config.instances.cpus_per_instance
+        if self._cores_dir is not None:
+            self._core_lock = _pin_to_free_cores(self._cores_dir, num_threads)
+        prepare_environment(num_threads)
+        return self._end(run_engine(self._spec, ray.util.get_node_ip_address(), self._set_stage))
+
+    def _set_stage(self, stage: str) -> None:
+        self._stage = stage
+
+
+@ray.remote
+class ApiServerActor(_Process):
+    """The process of one API server."""
+
+    def __init__(self, spec: ApiServerSpec) -> None:
+        super().__init__()
+        self._spec = spec
+        _log_to_file(spec.config, f"api{spec.index}.log")
+
+    def run(self) -> str:
+        """Serve until told to stop; returns why it ended."""
+        prepare_environment(1)
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is why this process ends
+            import traceback
+
+            traceback.print_exc()
+            return self._end(root_cause(error))
+        return self._end("stopped in good order")
+
+    def _serve(self) -> None:
+        import uvloop
+
+        from llumnix.frontend.server import ApiServer
+
+        async def main() -> None:
+            await ApiServer(self._spec, _watch_instance).run()
+
+        uvloop.run(main())
+
+
+def _watch_instance(uid: int, instance: str, died: Callable[[int, str], None]) -> None:
+    """Have `died` called when the instance's process ends: this server's own call, pending on the actor."""
+
+    def ended(future: Future[Any]) -> None:
+        error = future.exception()
+        died(uid, str(future.result()) if error is None else death_reason(error))
+
+    try:
+        actor = ray.get_actor(instance_actor_name(uid))
+    except ValueError:
+        died(uid, "its process is gone")
+        return
+    actor.wait_end.remote().future().add_done_callback(ended)
+
+
+def death_reason(error: BaseException) -> str:
+    """Ray's word on a dead actor in one line."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return root_cause(error.cause if isinstance(error.cause, BaseException) else error)
+    if isinstance(error, ray.exceptions.ActorUnschedulableError):
+        return f"Ray cannot place it: {' '.join(str(error).split())}"
+    return "its process died"
+
+
+async def ended(reference: Any) -> str:
+    """Wait for a `run` or `wait_end` call; the reason, whatever way the process ended."""
+    try:
+        return str(await asyncio.wrap_future(reference.future()))
+    except ray.exceptions.RayError as error:
+        return death_reason(error)
+
+
+def _log_to_file(config: Config, name: str) -> None:
+    """Everything the process prints, vLLM's log too, goes to one file."""
+    logs_dir = config.cluster.state_dir / "logs"
+    logs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = logs_dir / name
+    if path.exists() and path.stat().st_size > config.logging.max_bytes:
+        path.replace(path.with_suffix(".log.1"))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    log_to(None, config.logging.level, max_bytes=0, backups=0, terminal=True)
+
+
+def _pin_to_free_cores(cores_dir: Path, num_cores: int) -> Any:
+    """Take the lowest share of the node's cores that no living instance has; the file's lock holds it."""
+    cores = sorted(os.sched_getaffinity(0))
+    cores_dir.mkdir(parents=True, exist_ok=True)
+    share = 0
+    while True:
+        lock = (cores_dir / f"{share}.lock").open("w")  # held for the process's life
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            share += 1
+            continue
+        mine = {cores[(share * num_cores + k) % len(cores)] for k in range(num_cores)}
+        # Of this thread: all that the engine starts from here on inherits it, Ray's own threads do not.
+        os.sched_setaffinity(0, mine)
+        return lock

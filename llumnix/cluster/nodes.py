@@ -1,0 +1,95 @@
+"""The nodes of the Ray cluster, as the admin API shows them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from llumnix.admin import schema
+
+REFRESH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayNodeFacts:
+    """What Ray says of one node."""
+
+    node_id: str
+    address: str
+    alive: bool
+    head: bool
+    cpus: float
+    gpus: float
+
+
+class NodeList:
+    """The nodes as Ray last told them; read from memory, refreshed beside the event loop."""
+
+    def __init__(self) -> None:
+        self._facts: tuple[RayNodeFacts, ...] = ()
+
+    async def keep_fresh(self) -> None:
+        """Ask Ray again every REFRESH_S until cancelled."""
+        while True:
+            self._facts = await asyncio.to_thread(_ask_ray)
+            await asyncio.sleep(REFRESH_S)
+
+    def views(self, instances: Sequence[schema.Instance]) -> list[schema.Node]:
+        """Living nodes, and dead ones that instances still name."""
+        by_node: dict[str, list[schema.Instance]] = {}
+        for instance in instances:
+            if instance.node is not None and instance.state != "dead":
+                by_node.setdefault(instance.node, []).append(instance)
+        return [
+            _view(facts, by_node.get(facts.node_id, []))
+            for facts in self._facts
+            if facts.alive or facts.node_id in by_node
+        ]
+
+
+def _ask_ray() -> tuple[RayNodeFacts, ...]:
+    facts = []
+    for node in ray.nodes():
+        resources = node["Resources"]
+        facts.append(
+            RayNodeFacts(
+                node_id=node["NodeID"],
+                address=node["NodeManagerAddress"],
+                alive=node["Alive"],
+                head="node:__internal_head__" in resources,
+                cpus=resources.get("CPU", 0.0),
+                gpus=resources.get("GPU", 0.0),
+            )
+        )
+    return tuple(facts)
+
+
+def _view(facts: RayNodeFacts, instances: list[schema.Instance]) -> schema.Node:
+    blockers = tuple(f"{i.id}: {b}" for i in instances for b in i.blockers)
+    return schema.Node(
+        id=facts.node_id,
+        address=facts.address,
+        state=_state(facts, instances),
+        head=facts.head,
+        cpus=facts.cpus,
+        gpus=facts.gpus,
+        instances=tuple(i.id for i in instances),
+        blockers=blockers,
+        safe_to_remove=not facts.head and all(i.safe_to_remove for i in instances),
+    )
+
+
+def _state(facts: RayNodeFacts, instances: list[schema.Instance]) -> schema.NodeState:
+    if not facts.alive:
+        return "dead"
+    states = {i.state for i in instances}
+    if "draining" in states and states <= {"draining", "drained"}:
+        return "draining"
+    if states == {"drained"}:
+        return "drained"
+    if states and states <= {"cordoned", "drained", "draining"}:
+        return "cordoned"
+    return "ready"
