@@ -1,0 +1,52 @@
+"""The admin API as an ASGI app: gate, routes, error answers and their OpenAPI description."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from llumnix import __version__
+from llumnix.admin.answers import install_handlers
+from llumnix.admin.command_routes import commands
+from llumnix.admin.control import ClusterControl
+from llumnix.admin.gate import Gate
+from llumnix.admin.journal import Journal
+from llumnix.admin.metrics import build_registry
+from llumnix.admin.read_routes import lists, probes, single
+from llumnix.admin.routes import Surroundings
+from llumnix.admin.sse import KEEP_ALIVE_S, EventFeed
+from llumnix.admin.tokens import TokenBook
+
+
+def build_app(
+    control: ClusterControl, journal: Journal, tokens: TokenBook, keep_alive_s: float = KEEP_ALIVE_S
+) -> FastAPI:
+    """Return the app; all of it runs on one event loop, that of `control`."""
+    feed = EventFeed(journal, keep_alive_s)
+    app = FastAPI(
+        title="Llumnix admin API",
+        version=__version__,
+        docs_url=None,  # those pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.surroundings = Surroundings(control, journal, feed, build_registry(control, journal))
+    for router in (probes, single, lists, commands):
+        app.include_router(router)
+    install_handlers(app)
+    app.add_middleware(Gate, tokens=tokens)
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    return app
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI description without the 422 that FastAPI adds: a bad value is a 400 here."""
+    if app.openapi_schema is None:
+        described = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for operations in described["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            described["components"]["schemas"].pop(name, None)
+        app.openapi_schema = described
+    return app.openapi_schema

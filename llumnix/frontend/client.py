@@ -1,0 +1,325 @@
+"""ClusterClient: vLLM's engine-core client over many instances that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+from vllm.config import VllmConfig
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from llumnix.core.dispatch import Dispatcher, Hold
+from llumnix.core.handover.settings import HandoverSettings
+from llumnix.core.load import InstanceReport
+from llumnix.frontend.engine_calls import EngineCalls
+from llumnix.frontend.engine_state import forget_key, persistent_key
+from llumnix.frontend.membership import Membership
+from llumnix.frontend.request_book import NotPlaced, Placed, RequestBook
+from llumnix.log import get_logger
+from llumnix.sockets import guard, open_async_socket
+from llumnix.wire import (
+    HELLO,
+    JOIN,
+    RESUME,
+    TAG_LAST_WORDS,
+    TAG_NOTICE,
+    TAG_OUTPUTS,
+    TAG_REPORT,
+    ApiServerAddress,
+    CurveKeys,
+    NoticeFrom,
+    StateOp,
+    Table,
+)
+
+logger = get_logger(__name__)
+
+_ONE_ENGINE_IS_ENOUGH = frozenset({"get_supported_tasks", "save_sharded_state"})
+_TICK_S = 0.1
+
+
+class ServiceUnavailable(GracefulHTTPError):
+    """The cluster cannot serve this request now; the client may try again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class AbortedByOperator(GracefulHTTPError):
+    """An operator ended the request; trying again is not wanted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, HTTPStatus.GONE)
+
+
+class ClusterClient(AsyncMPClient):
+    """Routes each request to the instance that the dispatcher chooses, and its outputs back.
+
+    Whatever becomes of instances, a request goes on: the book resumes it elsewhere from the tokens that its
+    client has. All methods run on the API server's event loop.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        *,
+        address: ApiServerAddress,
+        curve: CurveKeys | None,
+        dispatcher: Dispatcher,
+        handover: HandoverSettings,
+        num_slots: int,
+    ) -> None:
+        # MPClient.__init__ would start engines, or block until rank 0 says READY; we build what it builds.
+        self.vllm_config = vllm_config
+        self.client_index = address.index
+        self.membership = Membership(num_slots)
+        self.dispatcher = dispatcher
+        self.engine_ranks_managed = list(range(num_slots))
+        self.outputs_queue: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
+        self._book = RequestBook(
+            handover, place=self._place, abort=self._abort_at, deliver=self._deliver, fail=self._fail
+        )
+        self._calls = EngineCalls(
+            address.index, lambda uid, call: self._send_request(uid, EngineCoreRequestType.UTILITY, call)
+        )
+        self.on_failed: Callable[[Iterable[str], Exception], None] = lambda ids, error: None
+        self.on_state_op: Callable[[StateOp], None] = lambda op: None
+        self.on_lost: Callable[[int, str], None] = lambda uid, reason: None
+        self.first_usable: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        """The ready response of the first instance that can be reached."""
+        self.encoder = MsgpackEncoder()
+        self.decoder = MsgpackDecoder(EngineCoreOutputs)
+        self._decode_report = msgspec.msgpack.Decoder(InstanceReport).decode
+        self._decode_notice = msgspec.msgpack.Decoder(NoticeFrom).decode
+        self._open(address, curve)
+        self._tasks = [
+            asyncio.create_task(self._receive_joins(), name="cluster-client-joins"),
+            asyncio.create_task(self._receive_outputs(), name="cluster-client-outputs"),
+            asyncio.create_task(self._keep_time(), name="cluster-client-time"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+
+    def _open(self, address: ApiServerAddress, curve: CurveKeys | None) -> None:
+        context: zmq.Context[Any] = zmq.Context(io_threads=2)
+        self.ctx = zmq.asyncio.Context(context)
+        self._guard = guard(self.ctx, curve)
+        self.resources = BackgroundResources(ctx=context)
+        self._finalizer = weakref.finalize(self, self.resources)
+        self._requests = self.input_socket = self.resources.input_socket = open_async_socket(
+            self.ctx, zmq.ROUTER, address.input, bind=True, curve=curve
+        )
+        self.resources.output_socket = open_async_socket(
+            self.ctx, zmq.PULL, address.output, bind=True, curve=curve
+        )
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        for task in self._tasks:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        if self._guard is not None:
+            self._guard.stop()
+            self._guard = None
+        super().shutdown(timeout)
+
+    def _ensure_output_queue_task(self) -> None:
+        """The receivers run from the start; vLLM's own reader of one engine's socket must not."""
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.outputs_queue.put_nowait(RuntimeError(f"{task.get_name()} failed: {task.exception()!r}"))
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._book.retry(time.monotonic())
+            self._book.tick(time.monotonic())
+
+    # ---- instances --------------------------------------------------------------------------------------
+
+    def num_unfinished(self) -> int:
+        return len(self._book)
+
+    def is_serving(self) -> bool:
+        return any(entry.entry.open for entry in self.membership.usable())
+
+    def apply_table(self, table: Table) -> tuple[int, ...]:
+        """Take the manager's table; returns the uids that are new."""
+        change = self.membership.apply(table)
+        for uid in change.came:
+            if self.membership.is_usable(uid):
+                self._send(uid, (HELLO,))
+        self._refresh_dispatcher()
+        for uid in change.left:
+            self._drop_instance(uid, "it left the cluster", fenced=True)
+        return change.came
+
+    def instance_lost(self, uid: int, reason: str) -> None:
+        """An instance is dead, whoever says so first."""
+        if self.membership.lost(uid):
+            self._refresh_dispatcher()
+            self._drop_instance(uid, reason, fenced=True)
+            self.on_lost(uid, reason)
+
+    def _drop_instance(self, uid: int, reason: str, *, fenced: bool) -> None:
+        self._calls.instance_lost(uid, self.membership.name(uid), reason)
+        self._book.instance_lost(uid, reason, time.monotonic(), fenced=fenced)
+
+    def _refresh_dispatcher(self) -> None:
+        usable = self.membership.usable()
+        self.dispatcher.set_table([entry.entry for entry in usable])
+        if usable and not self.first_usable.done():
+            self.first_usable.set_result(usable[0].ready)
+        self._book.retry(time.monotonic())
+
+    async def _receive_joins(self) -> None:
+        while True:
+            identity, kind = await self._requests.recv_multipart()
+            uid = int.from_bytes(identity, "little")
+            if kind != JOIN:
+                raise AssertionError(f"instance #{uid} sent {kind!r} on the request channel")
+            again = self.membership.joined(uid)
+            if again:
+                self.dispatcher.reset_sent(uid)
+            if self.membership.is_known(uid):
+                self._send(uid, (HELLO,))
+                self._refresh_dispatcher()
+            if again:
+                # The instance has aborted what it had of us when the connection broke.
+                self._drop_instance(uid, "the connection to it broke", fenced=False)
+
+    # ---- outputs ----------------------------------------------------------------------------------------
+
+    async def _receive_outputs(self) -> None:
+        socket = self.resources.output_socket
+        assert socket is not None
+        while True:
+            tag, *payload = await socket.recv_multipart(copy=False)
+            kind = bytes(tag.buffer)
+            if kind == TAG_OUTPUTS:
+                self._take_outputs(self.decoder.decode(payload))
+            elif kind == TAG_REPORT:
+                self.dispatcher.observe(self._decode_report(payload[0].buffer))
+            elif kind == TAG_NOTICE:
+                news = self._decode_notice(payload[0].buffer)
+                for notice in (news.moved, news.adopted):
+                    if notice is not None:
+                        self._book.notice(news.uid, notice, time.monotonic())
+            elif kind == TAG_LAST_WORDS:
+                uid = int.from_bytes(bytes(payload[0].buffer), "little")
+                self.instance_lost(uid, bytes(payload[1].buffer).decode())
+            else:
+                raise AssertionError(f"an instance sent a message with the unknown tag {kind!r}")
+
+    def _take_outputs(self, outputs: EngineCoreOutputs) -> None:
+        uid = outputs.engine_index
+        if outputs.utility_output is not None:
+            self._calls.answer(outputs.utility_output)
+            return
+        outputs.outputs = self._book.take(uid, outputs.outputs, time.monotonic())
+        outputs.engine_index = self.membership.slot(uid)
+        if outputs.outputs or outputs.scheduler_stats:
+            self.outputs_queue.put_nowait(outputs)
+
+    def _deliver(self, outputs: list[EngineCoreOutput]) -> None:
+        """Outputs that waited for earlier ones."""
+        self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=outputs))
+
+    def _fail(self, request_id: str, reason: str) -> None:
+        self.on_failed([request_id], ServiceUnavailable(reason))
+
+    # ---- requests ---------------------------------------------------------------------------------------
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        request.client_index = self.client_index
+        session = self._book.run_of(request.request_id)
+        if session is not None:
+            # Further input of a streaming session: it goes where the session is.
+            uid, of_engine = session
+            more = msgspec.structs.replace(request, request_id=of_engine)
+            self._send_request(uid, EngineCoreRequestType.ADD, more)
+            return
+        refusal = self._book.add(request, time.monotonic())
+        if refusal is not None:
+            raise ServiceUnavailable(refusal)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        self.abort_now(request_ids)
+
+    def abort_now(self, request_ids: Iterable[str]) -> None:
+        """Stop requests wherever they run; unknown ones are none of ours any more."""
+        self._book.abort(request_ids, time.monotonic())
+
+    def _place(self, request: EngineCoreRequest, output_tokens: tuple[int, ...]) -> Placed | NotPlaced:
+        num_tokens = len(request.prompt_token_ids or ()) + len(output_tokens)
+        unreachable: set[int] = set()
+        while True:
+            choice = self.dispatcher.choose(num_tokens, request.priority, exclude=unreachable)
+            if isinstance(choice, Hold):
+                return NotPlaced(f"no instance can take requests now: {choice.reason}")
+            encoded = self.encoder.encode(request)
+            frames = (EngineCoreRequestType.ADD.value, *encoded)
+            if output_tokens:
+                frames = (RESUME, msgspec.msgpack.encode(output_tokens), *encoded)
+            if self._send(choice.uid, frames):
+                self.dispatcher.sent(choice.uid, num_tokens, request.priority)
+                return Placed(choice.uid)
+            unreachable.add(choice.uid)
+
+    def _abort_at(self, uid: int, of_engine: list[str]) -> None:
+        if self.membership.is_usable(uid):
+            self._send_request(uid, EngineCoreRequestType.ABORT, of_engine)
+
+    def _send_request(self, uid: int, kind: EngineCoreRequestType, payload: Any) -> bool:
+        return self._send(uid, (kind.value, *self.encoder.encode(payload)))
+
+    def _send(self, uid: int, frames: Sequence[Any]) -> bool:
+        """False if there is no connection to that instance at this moment."""
+        sent: Any = self._requests.send_multipart((uid.to_bytes(2, "little"), *frames), copy=False)
+        # zmq.asyncio sends at once where it can, and with unlimited queues it can: the future is done.
+        error = sent.exception() if sent.done() else None
+        if error is not None:
+            logger.warning("cannot reach instance %s: %s", self.membership.name(uid), error)
+        return error is None
+
+    # ---- engine-wide calls ------------------------------------------------------------------------------
+
+    async def call_utility_async(self, method: str, *args: Any) -> Any:
+        """The call on every instance (on one where that says it all); per-worker lists are joined."""
+        if method in _ONE_ENGINE_IS_ENOUGH:
+            entries = self.membership.usable()
+            if not entries:
+                raise ServiceUnavailable("no instance serves")
+            first = entries[0].entry
+            return await self._calls.one(first.uid, first.instance, method, args)
+        results = await self.call_utility_all_async(method, *args)
+        if method == "collective_rpc":
+            return [worker for workers in results for worker in workers]
+        return results[0]
+
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        entries = [entry.entry for entry in self.membership.usable()]
+        if not entries:
+            raise ServiceUnavailable("no instance serves")
+        version = self.membership.version
+        calls = (self._calls.one(entry.uid, entry.instance, method, args) for entry in entries)
+        results = await asyncio.gather(*calls)
+        self._remember(version, method, args)
+        return list(results)
+
+    def _remember(self, table_version: int, method: str, args: Sequence[Any]) -> None:
+        for key in forget_key(method, args):
+            self.on_state_op(StateOp(table_version, key, None))
+        state = persistent_key(method, args)
+        if state is not None:
+            call = self.encoder.encode((self.client_index, 0, method, args))
+            self.on_state_op(StateOp(table_version, state, tuple(bytes(frame) for frame in call)))

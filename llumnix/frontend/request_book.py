@@ -1,0 +1,274 @@
+"""All unfinished requests of an API server: their owners, where they run, what their clients are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+
+from llumnix.core.handover.epochs import Epoch, engine_id
+from llumnix.core.handover.messages import Adopted, Moved, Notice
+from llumnix.core.handover.owner import RequestOwner, answer_to_stray
+from llumnix.core.handover.owner_events import (
+    AbortAt,
+    AdoptedAt,
+    AttemptHeld,
+    AttemptPlaced,
+    ClientAborted,
+    Deliver,
+    Fail,
+    Fenced,
+    Forgotten,
+    MovedFrom,
+    Outputs,
+    OwnerAction,
+    OwnerEvent,
+    OwnerTick,
+    StartAttempt,
+)
+from llumnix.core.handover.settings import HandoverSettings
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request, as its client sent it, and its owner."""
+
+    request: EngineCoreRequest
+    owner: RequestOwner
+    runs: list[str] = field(default_factory=list)
+    """Engine-side ids of the present attempt."""
+    waiting: StartAttempt | None = None
+    """The attempt that no instance could be found for yet."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One epoch of a request at one instance, and how far its outputs have come."""
+
+    entry: Entry
+    uid: int
+    epoch: Epoch
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotPlaced:
+    reason: str
+
+
+Place = Callable[[EngineCoreRequest, tuple[int, ...]], Placed | NotPlaced]
+"""Dispatches a request under its engine-side id, with the output tokens it has already."""
+
+
+class RequestBook:
+    """Not thread-safe: all on the API server's event loop. `now` is passed in.
+
+    Invariant: every run's entry is in the book, under the request id that its engine-side id begins with.
+    """
+
+    def __init__(
+        self,
+        settings: HandoverSettings,
+        *,
+        place: Place,
+        abort: Callable[[int, list[str]], None],
+        deliver: Callable[[list[EngineCoreOutput]], None],
+        fail: Callable[[str, str], None],
+    ) -> None:
+        """`abort(uid, engine ids)`, `deliver(outputs)` and `fail(request id, reason)` carry out."""
+        self._settings = settings
+        self._place = place
+        self._abort = abort
+        self._deliver = deliver
+        self._fail = fail
+        self._entries: dict[str, Entry] = {}
+        self._runs: dict[str, Run] = {}
+        self._timed: set[str] = set()
+        """Requests whose owner waits for a deadline."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, request: EngineCoreRequest, now: float) -> str | None:
+        """Take in and dispatch a request; the reason if no instance can take it, and then it is not here."""
+        entry = Entry(request, RequestOwner(request.request_id, self._settings, now))
+        self._entries[request.request_id] = entry
+        self._carry_out(entry, entry.owner.start(), now)
+        if entry.waiting is None:
+            return None
+        reason = entry.waiting.reason
+        self._forget(entry)
+        return reason
+
+    def run_of(self, request_id: str) -> tuple[int, str] | None:
+        """(uid, engine-side id) of where a request runs, for further input of a streaming session."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.owner.uid is None or entry.owner.lineage.latest is None:
+            return None
+        epoch = Epoch(entry.owner.attempt, entry.owner.lineage.latest.number)
+        return entry.owner.uid, engine_id(request_id, epoch)
+
+    def abort(self, request_ids: Iterable[str], now: float) -> None:
+        """The clients, or operators, want no more of these."""
+        for request_id in request_ids:
+            self._tell(request_id, ClientAborted(), now)
+
+    def take(self, uid: int, outputs: list[EngineCoreOutput], now: float) -> list[EngineCoreOutput]:
+        """What of a step's outputs is for clients, under their request ids, in order."""
+        mine: list[EngineCoreOutput] = []
+        for output in outputs:
+            run = self._runs.get(output.request_id)
+            if run is None or run.uid != uid:
+                self._answer_stray(uid, output)
+                continue
+            offset = run.next_offset
+            run.next_offset += len(output.new_token_ids)
+            entry = run.entry
+            if output.finish_reason is None and entry.owner.accept(
+                uid, run.epoch, offset, output.new_token_ids
+            ):
+                output.request_id = entry.request.request_id
+                mine.append(output)
+                continue
+            finish = None if output.finish_reason is None else str(output.finish_reason)
+            event = Outputs(
+                uid, entry.request.request_id, run.epoch, offset, tuple(output.new_token_ids), finish, output
+            )
+            mine += self._handle(entry, event, now)
+        return mine
+
+    def notice(self, uid: int, notice: Notice, now: float) -> None:
+        """MOVED or ADOPTED came, behind or in front of the tokens it speaks of."""
+        entry = self._entries.get(notice.request_id)
+        event: OwnerEvent = MovedFrom(uid, notice) if isinstance(notice, Moved) else AdoptedAt(uid, notice)
+        if entry is None:
+            self._abort_at(answer_to_stray(event))
+            return
+        if isinstance(notice, Adopted):
+            of_engine = engine_id(notice.request_id, notice.epoch)
+            self._add_run(of_engine, Run(entry, uid, notice.epoch, notice.offset))
+        self._tell(notice.request_id, event, now)
+
+    def instance_lost(self, uid: int, reason: str, now: float, *, fenced: bool) -> None:
+        """The instance is dead (fenced), or lives and has forgotten what it had of us."""
+        event: OwnerEvent = Fenced(uid, reason) if fenced else Forgotten(uid, reason)
+        for of_engine in [e for e, run in self._runs.items() if run.uid == uid]:
+            del self._runs[of_engine]
+        for request_id in list(self._entries):
+            self._tell(request_id, event, now)
+
+    def retry(self, now: float) -> None:
+        """An instance may have room: place what waits."""
+        for request_id in sorted(self._timed):
+            entry = self._entries.get(request_id)
+            if entry is not None and entry.waiting is not None:
+                self._start(entry, entry.waiting, now)
+
+    def tick(self, now: float) -> None:
+        """Time passed; call it some times a second."""
+        for request_id in list(self._timed):
+            self._tell(request_id, OwnerTick(), now)
+
+    # ---- owners -----------------------------------------------------------------------------------------
+
+    def _tell(self, request_id: str, event: OwnerEvent, now: float) -> None:
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            outputs = self._handle(entry, event, now)
+            if outputs:
+                self._deliver(outputs)
+
+    def _handle(self, entry: Entry, event: OwnerEvent, now: float) -> list[EngineCoreOutput]:
+        return self._carry_out(entry, entry.owner.handle(event, now), now)
+
+    def _carry_out(self, entry: Entry, actions: list[OwnerAction], now: float) -> list[EngineCoreOutput]:
+        outputs: list[EngineCoreOutput] = []
+        failed: str | None = None
+        for action in actions:
+            if isinstance(action, Deliver):
+                outputs.append(_for_client(entry, action))
+            elif isinstance(action, StartAttempt):
+                self._drop_runs(entry)
+                self._start(entry, action, now)
+            elif isinstance(action, Fail):
+                failed = action.reason
+        self._abort_at(actions)
+        self._settle(entry)
+        if failed is not None:
+            self._fail(entry.request.request_id, failed)
+        return outputs
+
+    def _settle(self, entry: Entry) -> None:
+        request_id = entry.request.request_id
+        if entry.owner.is_over:
+            self._forget(entry)
+        elif entry.owner.deadline is not None:
+            self._timed.add(request_id)
+        else:
+            self._timed.discard(request_id)
+
+    def _start(self, entry: Entry, attempt: StartAttempt, now: float) -> None:
+        request_id = entry.request.request_id
+        of_engine = engine_id(request_id, attempt.epoch)
+        sent = msgspec.structs.replace(entry.request, request_id=of_engine)
+        placed = self._place(sent, attempt.output_tokens)
+        if isinstance(placed, NotPlaced):
+            entry.waiting = StartAttempt(attempt.epoch, attempt.output_tokens, placed.reason)
+            self._carry_out(
+                entry, entry.owner.handle(AttemptHeld(attempt.epoch, placed.reason, False), now), now
+            )
+            return
+        entry.waiting = None
+        self._add_run(of_engine, Run(entry, placed.uid, attempt.epoch, len(attempt.output_tokens)))
+        event = AttemptPlaced(placed.uid, request_id, attempt.epoch)
+        self._carry_out(entry, entry.owner.handle(event, now), now)
+
+    def _forget(self, entry: Entry) -> None:
+        request_id = entry.request.request_id
+        self._entries.pop(request_id, None)
+        self._timed.discard(request_id)
+        self._drop_runs(entry)
+
+    def _add_run(self, of_engine: str, run: Run) -> None:
+        self._runs[of_engine] = run
+        run.entry.runs.append(of_engine)
+
+    def _drop_runs(self, entry: Entry) -> None:
+        for of_engine in entry.runs:
+            self._runs.pop(of_engine, None)
+        entry.runs.clear()
+
+    # ---- strays -----------------------------------------------------------------------------------------
+
+    def _answer_stray(self, uid: int, output: EngineCoreOutput) -> None:
+        """Somebody runs what nobody waits for (a late abort, a revived instance): tell it to stop."""
+        if output.finish_reason is None:
+            self._abort(uid, [output.request_id])
+
+    def _abort_at(self, actions: list[OwnerAction]) -> None:
+        by_instance: dict[int, list[str]] = {}
+        for action in actions:
+            if isinstance(action, AbortAt):
+                by_instance.setdefault(action.uid, []).append(action.engine_id)
+        for uid, of_engine in by_instance.items():
+            self._abort(uid, of_engine)
+
+
+def _for_client(entry: Entry, deliver: Deliver) -> EngineCoreOutput:
+    """The engine's output under the client's id, without the tokens that the client has."""
+    output = deliver.output.payload
+    assert isinstance(output, EngineCoreOutput)
+    output.request_id = entry.request.request_id
+    if deliver.num_doubled:
+        output.new_token_ids = output.new_token_ids[deliver.num_doubled :]
+        if output.new_logprobs is not None:
+            fresh = len(output.new_token_ids)
+            output.new_logprobs = output.new_logprobs.slice_request(deliver.num_doubled, fresh)
+    return output
