@@ -1,0 +1,88 @@
+"""llumnixd: the command that starts a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llumnix import __version__
+from llumnix.errors import ConfigError, LlumnixError
+
+if TYPE_CHECKING:
+    from llumnix.config import Config
+
+EXIT_FAILED = 1
+EXIT_WRONG_CONFIG = 2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llumnixd {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def llumnixd(
+    config: Annotated[Path, typer.Option(help="The cluster's TOML file.", show_default=False)],
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the file, print what is in force, and end.")
+    ] = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Add this machine to a cluster as a further Ray node.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run a cluster of vLLM instances until a signal ends it: the first drains, the second stops at once."""
+    try:
+        raise typer.Exit(_run(config, check=check, join=join))
+    except LlumnixError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_WRONG_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED) from None
+
+
+def main() -> None:
+    """Entry point of the command `llumnixd`."""
+    app(prog_name="llumnixd")
+
+
+def _run(path: Path, *, check: bool, join: bool) -> int:
+    from llumnix.config import load_config
+
+    config = load_config(path)
+    if check:
+        _check(config)
+        return 0
+    from llumnix import daemon
+
+    return daemon.join(config) if join else daemon.run(config)
+
+
+def _check(config: Config) -> None:
+    """Prints the effective configuration after every check that needs nothing started."""
+    from llumnix.config import check_files, check_ports, to_toml
+
+    check_files(config)
+    check_ports(config)
+    # What is printed is TOML and nothing else, whatever vLLM has to say.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    with contextlib.redirect_stdout(sys.stderr):
+        from llumnix.engine.args import check_engine_args
+        from llumnix.engine.memory import check_memory
+
+        check_engine_args(config)
+        check_memory(config)
+    typer.echo(to_toml(config), nl=False)
+
+
+if __name__ == "__main__":
+    main()

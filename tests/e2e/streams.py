@@ -1,0 +1,115 @@
+"""Completions that run in the background while a test does something to the cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+
+from tests.e2e.running import RunningCluster, wait_for
+
+
+class Stream(threading.Thread):
+    """One streamed completion of `max_tokens` tokens, read on a thread of its own."""
+
+    def __init__(self, cluster: RunningCluster, max_tokens: int) -> None:
+        super().__init__(daemon=True)
+        self._client = cluster.client(timeout=120)
+        self.max_tokens = max_tokens
+        self.id = ""
+        self.chunks = 0
+        self.tokens: int | None = None
+        """In all, by its last event."""
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self._gone = False
+        self.ended_at: float | None = None
+        """time.monotonic() of its end, in error or not."""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self._client.completions.create(
+                model="tiny",
+                prompt="Once upon a time",
+                max_tokens=self.max_tokens,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            ) as chunks:
+                for chunk in chunks:
+                    self.id = chunk.id
+                    for choice in chunk.choices:
+                        self.chunks += 1
+                        self.finish_reason = choice.finish_reason or self.finish_reason
+                    self.tokens = chunk.usage.completion_tokens if chunk.usage else None
+                    if self._gone:
+                        return
+        except (openai.APIError, httpx.HTTPError) as error:
+            self.error = error
+        finally:
+            self.ended_at = time.monotonic()
+
+    def close(self) -> None:
+        """Go away at the next token, as a client does that lost interest."""
+        self._gone = True
+
+    def assert_undisturbed(self, timeout_s: float = 60.0) -> None:
+        """It ends by itself with all of its tokens."""
+        self.join(timeout_s)
+        assert not self.is_alive(), f"stream {self.id} hangs after {self.chunks} events"
+        assert self.error is None, self.error
+        assert (self.finish_reason, self.tokens) == ("length", self.max_tokens)
+
+    def assert_goes_on(self) -> None:
+        """It brings further tokens, as if nothing had happened."""
+        enough = self.chunks + 40
+        wait_for(lambda: self.chunks >= enough or not self.is_alive(), 60, f"stream {self.id} goes on")
+        assert self.error is None, self.error
+
+    def assert_failed(self, *words: str) -> None:
+        """It has ended in an error event that says why."""
+        assert not self.is_alive(), f"stream {self.id} goes on after {self.chunks} events"
+        assert self.error is not None, f"ended with {self.finish_reason} after {self.chunks} events"
+        for word in words:
+            assert word in str(self.error), str(self.error)
+
+
+def row_of(cluster: RunningCluster, stream: Stream) -> dict[str, Any]:
+    """The admin API's view of a running stream's request."""
+
+    def row() -> dict[str, Any] | None:
+        assert stream.is_alive(), f"stream {stream.id} ended after {stream.chunks} events: {stream.error}"
+        rows = cluster.admin("GET", "/v1/requests?limit=1000")["items"]
+        return next((r for r in rows if stream.id and r["response_id"] == stream.id), None)
+
+    found: dict[str, Any] = wait_for(row, 20, "the request of a stream in the admin API")
+    return found
+
+
+@contextlib.contextmanager
+def streams_on(
+    cluster: RunningCluster, key: str, wanted: list[str], max_tokens: int = 7500
+) -> Iterator[dict[str, Stream]]:
+    """Long streams of which at least one has each of the `wanted` values of `key` in its row."""
+    streams: list[Stream] = []
+    found: dict[str, Stream] = {}
+    try:
+        for _ in range(16):
+            if set(wanted) <= set(found):
+                break
+            stream = Stream(cluster, max_tokens)
+            streams.append(stream)
+            found.setdefault(str(row_of(cluster, stream)[key]), stream)
+        assert set(wanted) <= set(found), f"streams only on {sorted(found)}"
+        yield found
+    finally:
+        for stream in streams:
+            stream.close()
+        for stream in streams:
+            stream.join(10)

@@ -1,0 +1,116 @@
+"""Instances that are added, drained, cordoned and removed while requests run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.e2e.running import RunningCluster, wait_for
+from tests.e2e.streams import Stream, row_of, streams_on
+
+START_S = 120.0
+
+
+def is_in_state(cluster: RunningCluster, instance: str, *states: str) -> bool:
+    return cluster.instances()[instance]["state"] in states
+
+
+@pytest.fixture
+def added(cluster: RunningCluster) -> Iterator[str]:
+    """An instance beside those of the cluster, gone afterwards."""
+    (instance,) = cluster.admin("POST", "/v1/instances", json={"count": 1})["ids"]
+    wait_for(lambda: is_in_state(cluster, instance, "running"), START_S, "the new instance serves")
+    yield instance
+    if not is_in_state(cluster, instance, "dead"):
+        cluster.admin("DELETE", f"/v1/instances/{instance}")
+        wait_for(lambda: is_in_state(cluster, instance, "dead"), 30, "the new instance is gone")
+
+
+def test_instances_join_drain_and_leave_without_disturbing_anybody(
+    cluster: RunningCluster, added: str
+) -> None:
+    others = [i for i, item in cluster.instances().items() if item["state"] == "running" and i != added]
+    with streams_on(cluster, "instance", [*others, added]) as streams:
+        cluster.admin("POST", f"/v1/instances/{added}/drain")
+        assert cluster.instances()[added]["state"] in ("draining", "drained")
+        wait_for(lambda: is_in_state(cluster, added, "drained"), 20, "the instance is drained")
+        assert cluster.instances()[added]["safe_to_remove"]
+        assert row_of(cluster, streams[added])["instance"] in others
+        late = Stream(cluster, 20)
+        late.assert_undisturbed()
+        for stream in streams.values():
+            stream.assert_goes_on()
+    moves = cluster.admin("GET", "/v1/migrations?limit=1000")["items"]
+    assert any(m["source"] == added and m["state"] == "committed" and "drained" in m["reason"] for m in moves)
+    pid = cluster.instances()[added]["pid"]
+    cluster.admin("DELETE", f"/v1/instances/{added}")
+    wait_for(lambda: is_in_state(cluster, added, "dead"), 30, "the removed instance is dead")
+    assert pid not in [process.pid for process in cluster.processes()]
+    assert httpx.get(f"{cluster.admin_url}/readyz").status_code == 200
+
+
+def test_requests_of_a_removed_instance_are_moved_before_it_ends(cluster: RunningCluster, added: str) -> None:
+    with streams_on(cluster, "instance", [added]) as streams:
+        cluster.admin("DELETE", f"/v1/instances/{added}")
+        wait_for(lambda: is_in_state(cluster, added, "dead"), 30, "the removed instance is dead")
+        streams[added].assert_goes_on()
+
+
+def test_cordoned_instance_gets_nothing_new_until_it_is_uncordoned(cluster: RunningCluster) -> None:
+    with cordoned(cluster, "i0"):
+        for _ in range(4):
+            stream = Stream(cluster, 150)
+            assert row_of(cluster, stream)["instance"] != "i0"
+            stream.assert_undisturbed()
+    with streams_on(cluster, "instance", ["i0"]) as streams:
+        streams["i0"].assert_goes_on()
+
+
+@contextlib.contextmanager
+def cordoned(cluster: RunningCluster, instance: str) -> Iterator[None]:
+    cluster.admin("POST", f"/v1/instances/{instance}/cordon")
+    try:
+        yield
+    finally:
+        cluster.admin("POST", f"/v1/instances/{instance}/uncordon")
+        assert is_in_state(cluster, instance, "running")
+
+
+def test_uncordon_ends_a_drain(cluster: RunningCluster) -> None:
+    # With nowhere to move its request to, the drain waits.
+    with streams_on(cluster, "instance", ["i1"]) as streams, cordoned(cluster, "i0"):
+        cluster.admin("POST", "/v1/instances/i1/drain")
+        assert is_in_state(cluster, "i1", "draining")
+        cluster.admin("POST", "/v1/instances/i1/uncordon")
+        assert is_in_state(cluster, "i1", "running")
+        streams["i1"].assert_goes_on()
+    with streams_on(cluster, "instance", ["i1"]) as streams:
+        streams["i1"].assert_goes_on()
+
+
+def test_drain_that_runs_out_of_time_names_what_was_in_the_way(cluster: RunningCluster) -> None:
+    with (
+        streams_on(cluster, "instance", ["i0"]) as streams,
+        cordoned(cluster, "i0"),
+        cordoned(cluster, "i1"),
+    ):
+        cluster.admin("POST", "/v1/instances/i0/drain", json={"timeout_s": 0.5})
+        wait_for(lambda: is_in_state(cluster, "i0", "cordoned"), 10, "the drain gives up")
+        view = cluster.instances()["i0"]
+        assert "1 running" in view["blockers"][0] and "not empty after" in view["reason"]
+        assert not view["safe_to_remove"]
+        assert streams["i0"].is_alive()
+    (timeout,) = cluster.events("drain.timeout")
+    assert timeout["target"] == "instance/i0" and "1 running" in timeout["message"]
+
+
+def test_no_instance_open_to_requests_is_said_at_once(cluster: RunningCluster) -> None:
+    with cordoned(cluster, "i0"), cordoned(cluster, "i1"):
+        for path, body in (("/health", None), ("/v1/completions", {"model": "tiny", "prompt": "Once"})):
+            method = "GET" if body is None else "POST"
+            response = httpx.request(method, f"{cluster.url}{path}", json=body, timeout=20)
+            assert response.status_code == 503, path
+    assert httpx.get(f"{cluster.url}/health", timeout=20).status_code == 200

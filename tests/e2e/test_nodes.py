@@ -1,0 +1,158 @@
+"""A cluster of two Ray nodes that talk over TCP: a second node joins, serves, is drained and leaves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from llumnix.cluster import leftovers
+from llumnix.sockets import new_curve_keys
+from tests.e2e.running import RunningCluster, free_port, launch, running, settings, wait_for
+from tests.e2e.sockets_of import is_let_in, listening, on_loopback, zmq_mechanisms
+from tests.e2e.streams import Stream, row_of, streams_on
+
+START_S = 120.0
+
+
+@dataclass
+class TwoNodes:
+    """The head's llumnixd, and that of the joined node, whose instance is `added`."""
+
+    cluster: RunningCluster
+    joined: RunningCluster
+    added: str
+    reason_before: str
+    """Why `added` was pending while there was no node for it."""
+
+    def node(self, *, head: bool) -> dict[str, Any]:
+        nodes = self.cluster.admin("GET", "/v1/nodes")["items"]
+        found: dict[str, Any] = next(n for n in nodes if n["head"] is head)
+        return found
+
+    def state(self, instance: str) -> str:
+        return str(self.cluster.instances()[instance]["state"])
+
+
+def join(cluster: RunningCluster, directory: Path) -> RunningCluster:
+    """A further node on this machine: a state directory and a copy of the Ray token of its own."""
+    state = directory / "state"
+    state.mkdir(parents=True)
+    shutil.copy(cluster.state_dir / "ray.token", state)
+    config = {
+        **cluster.config,
+        "cluster": {**cluster.config["cluster"], "state_dir": str(state)},
+        "ray": {"address": f"127.0.0.1:{cluster.config['ray']['port']}", "num_cpus": 1},
+    }
+    return launch(config, directory, "--join")
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    directory = tmp_path_factory.mktemp("nodes")
+    config = settings(
+        directory / "state",
+        cluster={"transport": "tcp"},
+        ray={"num_cpus": 1, "port": free_port()},
+        instances={"count": 1, "restart_backoff_s": 0.1},
+    )
+    with running(config, directory) as cluster:
+        (added,) = cluster.admin("POST", "/v1/instances", json={"count": 1})["ids"]
+        before = cluster.instances()[added]
+        assert before["state"] == "pending", before
+        joined = join(cluster, directory / "joined")
+        try:
+            wait_for(lambda: "joined" in joined.output(), START_S, "the node has joined")
+            run = leftovers.read_run(joined.state_dir / "node")
+            assert run is not None
+            joined.run_ids.add(run.run_id)
+            two = TwoNodes(cluster, joined, added, before["stage"])
+            wait_for(lambda: two.state(added) == "running", START_S, "the new node's instance serves")
+            yield two
+        finally:
+            joined.end()
+
+
+def test_joined_node_gets_the_instance_that_had_no_place_and_serves_its_share(nodes: TwoNodes) -> None:
+    assert "place" in nodes.reason_before
+    joined, head = nodes.node(head=False), nodes.node(head=True)
+    assert (joined["state"], joined["instances"]) == ("ready", [nodes.added])
+    assert head["instances"] == ["i0"] and not head["safe_to_remove"]
+    with streams_on(nodes.cluster, "instance", ["i0", nodes.added]) as streams:
+        for stream in streams.values():
+            stream.assert_goes_on()
+    chat = nodes.cluster.client().chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=8
+    )
+    assert chat.usage and chat.usage.completion_tokens
+
+
+def test_nothing_listens_off_loopback_and_every_channel_of_ours_asks_for_curve(nodes: TwoNodes) -> None:
+    found = listening(nodes.cluster) + listening(nodes.joined)
+    assert [listener for listener in found if not on_loopback(listener.host)] == []
+    # The manager's two and the one API server's two; all else speaks something other than ZMQ.
+    assert list(zmq_mechanisms(listener.port for listener in found).values()) == ["CURVE"] * 4
+
+
+def test_stranger_without_the_clusters_keys_gets_nothing_through(nodes: TwoNodes) -> None:
+    ports = zmq_mechanisms(listener.port for listener in listening(nodes.cluster))
+    assert len(ports) == 4
+    for port in ports:
+        assert not is_let_in(f"tcp://127.0.0.1:{port}", None)
+        assert not is_let_in(f"tcp://127.0.0.1:{port}", new_curve_keys())
+    Stream(nodes.cluster, 20).assert_undisturbed()
+
+
+def test_requests_of_a_killed_api_server_are_aborted_over_tcp_too(nodes: TwoNodes) -> None:
+    cluster = nodes.cluster
+    (server,) = cluster.admin("GET", "/v1/cluster")["api_servers"]
+    with streams_on(cluster, "instance", ["i0", nodes.added]):
+        psutil.Process(server["pid"]).kill()
+        wait_for(
+            lambda: not any(i["running"] for i in cluster.instances().values()), 5, "its requests are aborted"
+        )
+
+    def replaced() -> bool:
+        (now,) = cluster.admin("GET", "/v1/cluster")["api_servers"]
+        return now["state"] == "serving" and now["pid"] != server["pid"]
+
+    wait_for(replaced, START_S, "a new API server serves")
+    with streams_on(cluster, "instance", ["i0", nodes.added]) as streams:
+        for stream in streams.values():
+            stream.assert_goes_on()
+
+
+def test_node_is_cordoned_and_drained_as_a_whole(nodes: TwoNodes) -> None:
+    cluster, node = nodes.cluster, nodes.node(head=False)["id"]
+    with streams_on(cluster, "instance", [nodes.added]) as streams:
+        cluster.admin("POST", f"/v1/nodes/{node}/cordon")
+        assert (nodes.state(nodes.added), nodes.node(head=False)["state"]) == ("cordoned", "cordoned")
+        late = Stream(cluster, 200)
+        assert row_of(cluster, late)["instance"] == "i0"
+        cluster.admin("POST", f"/v1/nodes/{node}/drain")
+        wait_for(lambda: nodes.node(head=False)["state"] == "drained", 20, "the node is drained")
+        assert nodes.node(head=False)["safe_to_remove"]
+        streams[nodes.added].assert_goes_on()
+    cluster.admin("POST", f"/v1/nodes/{node}/uncordon")
+    assert nodes.state(nodes.added) == "running"
+
+
+def test_node_that_leaves_takes_only_its_own_instances_along(nodes: TwoNodes) -> None:
+    cluster = nodes.cluster
+    with streams_on(cluster, "instance", ["i0", nodes.added]) as streams:
+        nodes.joined.process.send_signal(signal.SIGTERM)
+        streams[nodes.added].assert_goes_on()
+        streams["i0"].assert_goes_on()
+    assert nodes.joined.process.wait(30) == 0
+    assert nodes.joined.leftovers() == []
+    wait_for(lambda: nodes.state(nodes.added) == "pending", 30, "its instance waits for another place")
+    assert nodes.state("i0") == "running"
+    wait_for(
+        lambda: [n["head"] for n in cluster.admin("GET", "/v1/nodes")["items"]] == [True], 30, "one node left"
+    )

@@ -1,0 +1,57 @@
+"""Starts that cannot succeed: one sentence, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llumnix.cluster import leftovers
+from tests.e2e.running import launch, settings, wait_for
+
+START_S = 120.0
+
+
+def refusal(config: dict[str, Any], directory: Path, exit_code: int) -> str:
+    """The last line of a start that is refused with `exit_code` and leaves nothing behind."""
+    cluster = launch(config, directory)
+    try:
+        wait_for(lambda: cluster.note_run() or cluster.process.poll() is not None, START_S, "llumnixd ends")
+        assert cluster.process.returncode == exit_code, cluster.output()
+        assert cluster.leftovers() == []
+        assert leftovers.read_run(cluster.state_dir) is None
+        output = cluster.output()
+        assert "Traceback" not in output, output
+        sentence = output.splitlines()[-1]
+        assert "restarts in" not in sentence
+        return sentence
+    finally:
+        cluster.end()
+
+
+def test_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        sentence = refusal(settings(tmp_path / "state", http={"port": port}), tmp_path, 2)
+    assert f"http.port = {port}" in sentence and "free port" in sentence
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [("max_model_len", 999_999_999, "max_model_len"), ("max_modell_len", 4096, "engine.max_model_len")],
+)
+def test_engine_setting_that_vllm_refuses_is_named(tmp_path: Path, key: str, value: int, told: str) -> None:
+    config = settings(tmp_path / "state", instances={"count": 1}, engine={key: value})
+    sentence = refusal(config, tmp_path, 2)
+    assert told in sentence and str(value) in sentence
+
+
+def test_directory_that_holds_no_model_is_named(tmp_path: Path) -> None:
+    model = tmp_path / "no-model"
+    model.mkdir()
+    config = settings(tmp_path / "state", instances={"count": 1}, model={"path": str(model)})
+    assert str(model) in refusal(config, tmp_path, 2)

@@ -1,0 +1,71 @@
+"""The command llumnixd: exit codes and what is printed."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli
+
+import llumnix
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
+
+
+def llumnixd(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llumnix.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_wrong_configuration_ends_with_code_2_and_one_sentence_on_stderr(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text("[instances]\ncuont = 3\n")
+    result = llumnixd("--config", str(path))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "instances.cuont = 3 is not a known key: did you mean instances.count?\n"
+
+
+def test_a_missing_file_ends_with_code_2() -> None:
+    result = llumnixd("--config", "/no/such/file.toml")
+    assert result.returncode == 2
+    assert (
+        result.stderr
+        == "/no/such/file.toml cannot be read (No such file or directory): expected a TOML file.\n"
+    )
+
+
+def test_the_version_is_printed() -> None:
+    assert llumnixd("--version").stdout == f"llumnixd {llumnix.__version__}\n"
+
+
+def test_help_names_every_option() -> None:
+    text = llumnixd("--help").stdout
+    assert all(option in text for option in ("--config", "--check", "--join", "--version"))
+
+
+def test_check_prints_the_effective_configuration_as_toml_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    path = tmp_path / "checked.toml"
+    path.write_text(QUICKSTART.read_text() + "\n" + ports())
+    result = llumnixd("--config", str(path), "--check")
+    assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
+    shown = tomli.loads(result.stdout)
+    assert shown["engine"]["kv_cache_memory_bytes"] == "256M"
+    assert shown["instances"]["max"] == 2
+
+
+def ports() -> str:
+    """Two free ports as a piece of configuration, so that a cluster on this machine is not in the way."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return f"[http]\nport = {one.getsockname()[1]}\n[admin]\nport = {other.getsockname()[1]}\n"

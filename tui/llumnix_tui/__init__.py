@@ -1,0 +1,1 @@
+"""Terminal interface of llumnix; of llumnix itself it imports only admin.schema."""
