@@ -15,6 +15,7 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -38,6 +39,10 @@ class RunRecord:
     temp_dir: str
     shm_dir: str
     started_unix_s: float
+    node: dict[str, Any] | None = None
+    """Fields of its RayNode, once that is up."""
+    ray: dict[str, str] | None = None
+    """Digests of the settings [ray] that it was started with."""
 
 
 @dataclass(frozen=True)
@@ -105,21 +110,28 @@ def clean_previous_run(state_dir: Path, grace_s: float = 5.0) -> list[Leftover]:
 
 def find(run_id: str) -> list[psutil.Process]:
     """Living processes that carry the run's marker, other than this one and its ancestors."""
-    marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for pid in psutil.pids():
         if pid in spared:
             continue
         try:
-            process = psutil.Process(
-                pid
-            )  # before the look at its environment: from here on it is known by its age
-            if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(process)
-        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError, PermissionError):
-            continue  # gone meanwhile, or another user's
+            # Before the look at its environment: from here on it is known by its age.
+            process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            continue
+        if lives(run_id, pid):
+            found.append(process)
     return found
+
+
+def lives(run_id: str, pid: int) -> bool:
+    """Whether a process of the run has this pid; a zombie, or one of another user, is none."""
+    marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
+    try:
+        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (ProcessLookupError, FileNotFoundError, PermissionError):
+        return False
 
 
 def end(run_id: str, grace_s: float) -> list[Leftover]:

@@ -13,9 +13,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ LOG_ROTATE_BYTES = 10 * 2**20
 LOG_BACKUPS = 2
 START_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 5.0
-
-_LOG_DELAY_S = 1.0
 
 _LAUNCHER = Path(__file__).with_name("ray_launch.py")
 _TOKEN_FILE_NAME = "ray.token"
@@ -75,6 +72,19 @@ class RayNode:
     def token_path(self) -> Path:
         """File (mode 0600) with the cluster's Ray token."""
         return self.temp_dir / _TOKEN_FILE_NAME
+
+    def lives(self) -> bool:
+        """Whether Ray's own processes of this node all live."""
+        pids = [self.raylet_pid] if self.gcs_pid is None else [self.raylet_pid, self.gcs_pid]
+        return all(leftovers.lives(self.run_id, pid) for pid in pids)
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> RayNode:
+        paths = {name: Path(fields[name]) for name in ("temp_dir", "logs_dir")}
+        return RayNode(**{**fields, **paths})
 
 
 def start_head(
@@ -269,20 +279,31 @@ def _free_port(node_ip: str) -> int:
 
 
 def _last_word(temp_dir: Path) -> str | None:
-    """The fatal log message; a process may be seen to end a moment before its log is on the disk."""
-    deadline = time.monotonic() + _LOG_DELAY_S
-    while (message := _fatal_log_message(temp_dir)) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return message
+    """What the head's server or the raylet said before it gave up, as far as it is written down."""
+    logs = temp_dir / _RAY_DIR_NAME / "session_latest" / "logs"
+    return _fatal_event(logs) or _fatal_log_message(logs)
 
 
-def _fatal_log_message(temp_dir: Path) -> str | None:
-    """What the raylet or the head's server logged last before it gave up."""
-    for name in ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out"):
-        log = temp_dir / _RAY_DIR_NAME / "session_latest" / "logs" / name
-        if log.exists():
-            matches = [_FATAL_LOG_LINE.match(line) for line in log.read_text(errors="replace").splitlines()]
-            messages = [match["message"].strip() for match in matches if match]
-            if messages:
-                return messages[-1]
+def _fatal_event(logs: Path) -> str | None:
+    """The message of a failed check: Ray writes it here before it ends the process, unlike its plain log,
+    whose last lines it may lose at the exit."""
+    for name in ("event_GCS.log", "event_RAYLET.log"):
+        for event in map(json.loads, _lines(logs / "events" / name)):
+            if event["severity"] == "FATAL":
+                # FILE:LINE (PID: ..., errno: ... (...)):MESSAGE\n*** StackTrace ..., with the \n escaped.
+                _, _, message = event["message"].partition("):")
+                return str(message).replace("\\n", "\n").strip().splitlines()[0]
     return None
+
+
+def _fatal_log_message(logs: Path) -> str | None:
+    for name in ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out"):
+        matches = map(_FATAL_LOG_LINE.match, _lines(logs / name))
+        messages = [match["message"].strip() for match in matches if match]
+        if messages:
+            return messages[-1]
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -28,20 +29,26 @@ STOP_TIMEOUT_S = 60.0
 
 # One for all: each new client reads the machine's certificates, which costs more than the call.
 # Without keep-alive: a connection that the server closes just when it is used again would fail the call.
-_http = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+http = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @functools.cache
-def _trust(certificate: str | None) -> ssl.SSLContext:
+def trust(certificate: str | None) -> ssl.SSLContext:
     """What a client of a cluster trusts: its certificate, or those of the machine."""
     return ssl.create_default_context(cafile=certificate)
 
 
+# Below those the kernel gives to outgoing connections: nobody takes one between the choice and its use.
+_ports = iter(random.SystemRandom().sample(range(12_000, 20_000), 4_000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody has; each is given once."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port is left")
 
 
 def settings(state_dir: Path, **changes: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +129,14 @@ class RunningCluster:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """A client that trusts the cluster's certificate and bears its first key, if it has them."""
-        http = self.config["http"]
+        section = self.config["http"]
         defaults: dict[str, Any] = {
             "base_url": f"{self.url}/v1",
-            "api_key": http["api_keys"][0]["key"] if "api_keys" in http else "none",
+            "api_key": section["api_keys"][0]["key"] if "api_keys" in section else "none",
             "max_retries": 0,
             "timeout": 60,
         }
-        context = _trust(http.get("tls_cert"))
+        context = trust(section.get("tls_cert"))
         defaults["http_client"] = openai.DefaultHttpxClient(verify=context)
         return openai.OpenAI(**{**defaults, **options})
 
@@ -142,7 +149,7 @@ class RunningCluster:
     def admin_response(self, method: str, path: str, **options: Any) -> httpx.Response:
         token = (self.state_dir / "admin.token").read_text().strip()
         headers = {"authorization": f"Bearer {token}"}
-        return _http.request(method, f"{self.admin_url}{path}", headers=headers, **options)
+        return http.request(method, f"{self.admin_url}{path}", headers=headers, **options)
 
     def instances(self) -> dict[str, dict[str, Any]]:
         return {item["id"]: item for item in self.admin("GET", "/v1/instances")["items"]}
@@ -155,7 +162,7 @@ class RunningCluster:
             if self.process.poll() is not None:
                 raise AssertionError(f"llumnixd ended with {self.process.returncode}:\n{self.output()}")
             with contextlib.suppress(httpx.TransportError):
-                return _http.get(f"{self.admin_url}/readyz", timeout=5).status_code == 200
+                return http.get(f"{self.admin_url}/readyz", timeout=5).status_code == 200
             return False
 
         wait_for(ready, timeout_s, f"the cluster ready; its output:\n{self.output()}")

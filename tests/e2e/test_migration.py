@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.running import RunningCluster, wait_for
-from tests.e2e.streams import row_of, streams_on
+from tests.e2e.streams import Stream, row_of, streams_on
 from tests.e2e.workload import answers, bodies
 
 
@@ -51,13 +51,25 @@ def migrations(cluster: RunningCluster, state: str) -> list[dict[str, Any]]:
     return [migration for migration in listed if migration["state"] == state]
 
 
+def move(cluster: RunningCluster, stream: Stream, to: str) -> dict[str, Any]:
+    """Move a stream's request by hand, wait until the admin API shows it there; the migration."""
+    request = row_of(cluster, stream)["id"]
+    asked = cluster.admin("POST", f"/v1/requests/{request}/migrate", json={"to": to})
+
+    def ended() -> dict[str, Any] | None:
+        migration: dict[str, Any] = cluster.admin("GET", f"/v1/migrations/{asked['id']}")
+        return migration if migration["state"] in ("committed", "aborted") else None
+
+    migration: dict[str, Any] = wait_for(ended, 20, "the migration has ended")
+    wait_for(lambda: row_of(cluster, stream)["instance"] == to, 20, f"the request is on {to}: {migration}")
+    return migration
+
+
 def test_a_request_is_moved_by_hand_and_the_api_tells_how(cluster: RunningCluster) -> None:
     with streams_on(cluster, "instance", ["i0"]) as streams:
         request = row_of(cluster, streams["i0"])["id"]
-        asked = cluster.admin("POST", f"/v1/requests/{request}/migrate", json={"to": "i1"})
+        moved = move(cluster, streams["i0"], "i1")
         streams["i0"].assert_goes_on()
-        assert row_of(cluster, streams["i0"])["instance"] == "i1"
-        moved = cluster.admin("GET", f"/v1/migrations/{asked['id']}")
         assert (moved["source"], moved["target"], moved["state"]) == ("i0", "i1", "committed")
         assert moved["request"] == request and "operator admin" in moved["reason"]
         assert moved["bytes"] > 0 and moved["downtime_ms"] > 0
@@ -82,12 +94,9 @@ def test_a_move_that_cannot_be_is_refused_with_the_reason(
 def test_blocks_that_the_target_has_are_not_sent(cluster: RunningCluster) -> None:
     """There and back again: the former host still has the request's first blocks in its prefix cache."""
     with streams_on(cluster, "instance", ["i0"]) as streams:
-        request = row_of(cluster, streams["i0"])["id"]
         wait_for(lambda: streams["i0"].chunks > 400, 60, "some blocks are filled")
-        for to in ("i1", "i0"):
-            asked = cluster.admin("POST", f"/v1/requests/{request}/migrate", json={"to": to})
-            streams["i0"].assert_goes_on()
-        back = cluster.admin("GET", f"/v1/migrations/{asked['id']}")
+        move(cluster, streams["i0"], "i1")
+        back = move(cluster, streams["i0"], "i0")
         assert back["state"] == "committed"
         assert back["blocks_skipped"] >= 3
         assert back["blocks_sent"] <= 3

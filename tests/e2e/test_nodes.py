@@ -96,13 +96,13 @@ def test_joined_node_gets_the_instance_that_had_no_place_and_serves_its_share(no
 def test_nothing_listens_off_loopback_and_every_channel_of_ours_asks_for_curve(nodes: TwoNodes) -> None:
     found = listening(nodes.cluster) + listening(nodes.joined)
     assert [listener for listener in found if not on_loopback(listener.host)] == []
-    # The manager's two and the one API server's two; all else speaks something other than ZMQ.
-    assert list(zmq_mechanisms(listener.port for listener in found).values()) == ["CURVE"] * 4
+    # The manager's two, the API server's two, one for each instance's letters; all else is not ZMQ.
+    assert list(zmq_mechanisms(listener.port for listener in found).values()) == ["CURVE"] * 6
 
 
 def test_stranger_without_the_clusters_keys_gets_nothing_through(nodes: TwoNodes) -> None:
     ports = zmq_mechanisms(listener.port for listener in listening(nodes.cluster))
-    assert len(ports) == 4
+    assert len(ports) == 5
     for port in ports:
         assert not is_let_in(f"tcp://127.0.0.1:{port}", None)
         assert not is_let_in(f"tcp://127.0.0.1:{port}", new_curve_keys())
