@@ -4,6 +4,7 @@ Sections and their keys are documented where they are declared (cluster, schedul
 configs/reference.toml, which is generated from them.
 """
 
+from llumnix.config.changes import bound_to_processes, changed, digests, reloaded
 from llumnix.config.cluster import ClusterConfig, InstancesConfig, LoggingConfig, ModelConfig, RayConfig
 from llumnix.config.effective import effective, to_toml
 from llumnix.config.load import load_config, parse_config
@@ -36,12 +37,16 @@ __all__ = [
     "PriorityClass",
     "RayConfig",
     "SchedulerConfig",
+    "bound_to_processes",
+    "changed",
     "check_files",
     "check_model",
     "check_port",
     "check_ports",
+    "digests",
     "effective",
     "load_config",
     "parse_config",
+    "reloaded",
     "to_toml",
 ]

@@ -17,7 +17,7 @@ def effective(config: Config, mask_secrets: bool = True) -> dict[str, Any]:
     """Tables and keys as in the file, in JSON's types; what is derived where it was left out is filled in."""
     document: dict[str, Any] = _plain(config.model_dump(by_alias=True), mask_secrets)
     document["cluster"]["transport"] = config.transport
-    document["ray"]["temp_dir"] = str(config.ray_temp_dir)
+    document["ray"]["temp_dir"] = str(config.ray.temp_dir or "/tmp")  # each run has its own below
     document["model"]["served_name"] = config.served_name
     if mask_secrets:
         # vLLM's arguments are not typed here: their names tell which are secret.

@@ -9,7 +9,7 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from llumnix.config.messages import explain, not_yet
+from llumnix.config.messages import explain
 from llumnix.config.root import Config
 from llumnix.errors import ConfigError
 
@@ -33,18 +33,6 @@ def load_config(path: Path) -> Config:
 def parse_config(document: Mapping[str, Any]) -> Config:
     """The configuration of a document as tomli reads it; raises ConfigError."""
     try:
-        config = Config.model_validate(dict(document))
+        return Config.model_validate(dict(document))
     except ValidationError as error:
         raise explain(error, Config) from None
-    _refuse_what_is_not_built(config)
-    return config
-
-
-def _refuse_what_is_not_built(config: Config) -> None:
-    """A setting that would silently do nothing is worse than one that is refused."""
-    if config.autoscale.enabled:
-        raise not_yet("autoscale.enabled", True)
-    if config.simulated is not None:
-        raise not_yet("engine.simulated", config.simulated)
-    if config.scheduler.record is not None:
-        raise not_yet("scheduler.record", str(config.scheduler.record))

@@ -86,11 +86,6 @@ def missing(key: str, expected: str) -> ConfigError:
     return ConfigError(f"{key} is missing: expected {expected}.")
 
 
-def not_yet(key: str, value: object) -> ConfigError:
-    """The error for a setting whose feature this release does not have."""
-    return ConfigError(f"{key} = {show(key, value)} is not supported yet: expected it to be left out.")
-
-
 def unknown(key: str, value: object, suggestions: Sequence[str]) -> ConfigError:
     """The error for a key that nobody reads; the value of one beside secrets is not shown."""
     shown = inline(MASK) if _stands_in_list_of_secrets(key) else show(key.rpartition(".")[2], value)

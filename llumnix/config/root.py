@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -24,6 +23,13 @@ from llumnix.config.scheduling import (
 from llumnix.config.serving import AdminConfig, HttpConfig
 from llumnix.config.vllm_table import vllm_table
 from llumnix.core.handover.settings import HandoverSettings
+from llumnix.core.settings import (
+    LlumnixPlusSettings,
+    LlumnixSettings,
+    ScalingSettings,
+    SchedulerSettings,
+)
+from llumnix.profiles import PROFILES, find_profile
 
 _BUILTIN = "builtin:"
 
@@ -86,24 +92,25 @@ class Config(Section):
             value = self.engine.get(key, 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise wrong(f"engine.{key}", value, "a whole number of at least 1")
-        simulated = self.engine.get("simulated", "-")
-        if not isinstance(simulated, str) or not simulated:
-            raise wrong("engine.simulated", simulated, "the name of a hardware profile")
+        if "simulated" in self.engine:
+            self._check_profile(self.engine["simulated"])
+
+    def _check_profile(self, name: Any) -> None:
+        try:
+            find_profile(str(name))
+        except ValueError as error:
+            why = f" ({error})" if str(name).endswith(".json") else ""
+            expected = f"one of {', '.join(PROFILES)}, or a .json file with a hardware profile{why}"
+            raise wrong("engine.simulated", name, expected) from None
+        if self.world_size > 1:
+            sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+            key = next(size for size in sizes if self.engine.get(size, 1) > 1)
+            raise wrong(f"engine.{key}", self.engine[key], "1, as a hardware profile is of a whole instance")
 
     @property
     def cluster_id(self) -> str:
         """8 hexadecimal digits, the same for every run on this state directory."""
         return hashlib.sha1(str(self.cluster.state_dir).encode(), usedforsecurity=False).hexdigest()[:8]
-
-    @property
-    def run_dir(self) -> Path:
-        """Where sockets lie: short, as a Unix socket's path has at most 107 bytes."""
-        return Path(f"/tmp/llx-{self.cluster_id}")
-
-    @property
-    def ray_temp_dir(self) -> Path:
-        """Ray's temp_dir."""
-        return self.ray.temp_dir or self.run_dir / "ray"
 
     @property
     def ray_namespace(self) -> str:
@@ -154,6 +161,28 @@ class Config(Section):
         """What [migration] says to the handover's state machines."""
         names = {field.name for field in fields(HandoverSettings)}
         return HandoverSettings(**self.migration.model_dump(include=names))
+
+    @property
+    def scheduling(self) -> SchedulerSettings:
+        """What the file says to the scheduler, and to the dispatchers of the API servers."""
+        instances, scheduler, autoscale = self.instances, self.scheduler, self.autoscale
+        plus = scheduler.llumnix_plus.model_dump()
+        return SchedulerSettings(
+            policy=scheduler.policy,
+            rescheduling=scheduler.rescheduling,
+            interval_s=scheduler.interval_s,
+            llumnix=LlumnixSettings(scheduler.llumnix.migration_threshold),
+            llumnix_plus=LlumnixPlusSettings(**plus),
+            scaling=ScalingSettings(
+                min_instances=instances.min, max_instances=instances.max, **autoscale.model_dump()
+            ),
+            headroom={entry.engine_priority: entry.headroom for entry in self.priorities.values()},
+            start_timeout_s=instances.start_timeout_s,
+            restart_backoff_s=instances.restart_backoff_s,
+            restart_limit=instances.restart_limit,
+            heartbeat_timeout_s=instances.heartbeat_timeout_s,
+            step_timeout_s=instances.step_timeout_s,
+        )
 
     @property
     def default_priority(self) -> str:

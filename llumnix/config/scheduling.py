@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from llumnix.config.base import Seconds, Section, UserPath
 from llumnix.config.messages import wrong
+from llumnix.core.load import Headroom
 
 
 class LlumnixPolicy(Section):
@@ -32,6 +33,21 @@ class LlumnixPlusPolicy(Section):
     migrate_in_threshold: float = Field(
         default=6.0,
         description="Freeness from which on an instance takes requests; not below migrate_out_threshold.",
+    )
+    reserve_blocks: float = Field(
+        default=1.0,
+        ge=0,
+        description="A new request waits at its API server until an instance has room for it and, for every"
+        " request there, this many free KV blocks to grow.",
+    )
+    overtake_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Smaller requests may pass one that fits nowhere for this long.",
+    )
+    make_room: bool = Field(
+        default=True,
+        description="Move running requests together so that a request fits that fits nowhere.",
     )
 
     @model_validator(mode="after")
@@ -60,8 +76,9 @@ class SchedulerConfig(Section):
     interval_s: Seconds = Field(default=0.05, description="How often migration is considered.")
     record: UserPath | None = Field(
         default=None,
-        examples=["/var/lib/llumnix/decisions.jsonl"],
-        description="File that every decision is written to.",
+        examples=["/var/lib/llumnix/scheduler.events"],
+        description="File that every event of the scheduler is written to, for llumnix-sim replay; at most "
+        "8 files of 64 MiB.",
     )
     llumnix: LlumnixPolicy = Field(default_factory=LlumnixPolicy, description="Thresholds of policy llumnix.")
     llumnix_plus: LlumnixPlusPolicy = Field(
@@ -76,12 +93,23 @@ class PriorityClass(Section):
     headroom_tokens: int = Field(
         default=0, ge=0, description="KV tokens kept free on an instance that runs requests of this class."
     )
+    target_load_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="If not 0, in place of headroom_tokens: all of an instance's KV tokens but this many are"
+        " kept free, so that requests of this class run at their ideal speed.",
+    )
+
+    @property
+    def headroom(self) -> Headroom:
+        """As the scheduler counts it."""
+        return Headroom(self.headroom_tokens, self.target_load_tokens or None)
 
 
 def default_priorities() -> dict[str, PriorityClass]:
     """The classes of a file that names none, most important first."""
     return {
-        "high": PriorityClass(engine_priority=-10, headroom_tokens=1600),
+        "high": PriorityClass(engine_priority=-10, target_load_tokens=1600),
         "normal": PriorityClass(engine_priority=0, headroom_tokens=0),
     }
 
@@ -97,6 +125,9 @@ def check_priorities(classes: Mapping[str, PriorityClass]) -> None:
                 f"more than that of {previous[0]} ({previous[1]}), which stands before it as more important",
             )
         previous = (name, entry.engine_priority)
+        if entry.headroom_tokens and entry.target_load_tokens:
+            expected = f"0, as headroom_tokens ({entry.headroom_tokens}) is set"
+            raise wrong(f"priorities.{name}.target_load_tokens", entry.target_load_tokens, expected)
     if 0 not in [entry.engine_priority for entry in classes.values()]:
         listed: dict[str, Any] = {name: {"engine_priority": c.engine_priority} for name, c in classes.items()}
         raise wrong("priorities", listed, "a class of engine_priority 0, which requests have that name none")

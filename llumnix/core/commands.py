@@ -1,9 +1,11 @@
-"""Operators' commands on one instance: what each does in which state, and why it is refused."""
+"""Commands on one instance, of operators and of scaling: what each does in which state, or why not."""
 
 from __future__ import annotations
 
+import math
+
 from llumnix.core import drains, lifecycle
-from llumnix.core.events import Action, CommandRefused, Drain, InstanceState
+from llumnix.core.events import Action, CommandRefused, Drain, InstanceState, TerminationNotice
 from llumnix.core.member import EMPTYING, SERVING, Member
 from llumnix.core.settings import SchedulerSettings
 
@@ -42,12 +44,42 @@ def uncordon(member: Member, now: float) -> list[Action]:
     return [member.record("instance.uncordoned", f"takes requests again{ended}")]
 
 
+def keep(member: Member, reason: str, now: float) -> list[Action]:
+    """Take back an instance that was only drained because it was not needed."""
+    member.cordoned = False
+    member.drain = member.run.closed_at = None
+    member.move(S.RUNNING, f"needed again: {reason}", now)
+    return [member.record("instance.uncordoned", member.reason)]
+
+
+def remove_surplus(member: Member, reason: str, settings: SchedulerSettings, now: float) -> list[Action]:
+    """Drain an instance that is not needed, however long it takes, and remove it."""
+    if member.state not in SERVING:
+        return _remove(member, settings, now)
+    command = Drain(member.instance, math.inf, remove=True)
+    return drains.begin(member, command, settings, now, is_surplus=True)
+
+
+def give_up(
+    member: Member, notice: TerminationNotice, settings: SchedulerSettings, now: float
+) -> list[Action]:
+    """Move everything off an instance whose machine goes away at a known time."""
+    if not 0 <= notice.deadline_s < math.inf:
+        raise CommandRefused(f"a termination notice needs a deadline of 0 s or more, not {notice.deadline_s}")
+    # What is left then is resumed elsewhere: better from an engine that ended in good order than from none.
+    margin_s = min(settings.notice_margin_s, notice.deadline_s / 4)
+    command = Drain(notice.instance, notice.deadline_s - margin_s, remove=True)
+    message = f"its machine is taken away in {notice.deadline_s:g} s"
+    actions = drain(member, command, settings, now)
+    return [member.record("instance.termination_notice", message, "warning"), *actions]
+
+
 def drain(member: Member, command: Drain, settings: SchedulerSettings, now: float) -> list[Action]:
     """Empty the instance, or remove it; what holds no requests is removed at once."""
     if not command.timeout_s >= 0:  # NaN is not; infinity is no limit
         raise CommandRefused(f"a drain needs a timeout of 0 s or more, not {command.timeout_s}")
     if member.state in SERVING:
-        if member.state is S.DRAINED and not command.remove:
+        if member.state is S.DRAINED and not (command.remove or command.restart):
             return []
         return drains.begin(member, command, settings, now)
     if not command.remove:

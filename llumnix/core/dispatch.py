@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from llumnix.core.dispatch_rules import RULE_OF_POLICY, RULES
+from llumnix.core.dispatch_rules import RULES
 from llumnix.core.events import DispatchEntry
-from llumnix.core.load import InstanceReport
+from llumnix.core.load import Headroom, InstanceReport
 from llumnix.core.outlook import Outlook
 
-__all__ = ["RULES", "RULE_OF_POLICY", "Choice", "Dispatcher", "Hold"]
+__all__ = ["RULES", "Admission", "Choice", "Dispatcher", "Hold"]
 
 # Stands in for the size of an instance while none has reported; only the order of scores matters then.
 _NOMINAL = InstanceReport(
@@ -49,6 +50,26 @@ class Hold:
     """No instance can take the request now: keep it and ask again when the table or a report changes."""
 
     reason: str
+    is_any_open: bool
+    """An instance is there and will have room some time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """When an instance has room for one more request: late binding holds it until one has."""
+
+    reserve_blocks: float
+    """Must stay free for every request there, this one too, to grow."""
+
+    def admits(self, outlook: Outlook, prompt_tokens: int, weight: int) -> bool:
+        """As far as is known here; an instance without any request has room for every one."""
+        num_requests = outlook.num_requests(weight)
+        if num_requests == 0:
+            return True
+        if outlook.report.waiting or outlook.num_slots <= weight * len(outlook.unseen):
+            return False
+        reserve = self.reserve_blocks * (num_requests + 1)
+        return outlook.room_blocks(weight) - outlook.demand_blocks(prompt_tokens) >= reserve
 
 
 class Dispatcher:
@@ -60,15 +81,23 @@ class Dispatcher:
     """
 
     def __init__(
-        self, rule: str, *, headroom_tokens: Mapping[int, int], api_servers: int, server_index: int
+        self,
+        rule: str,
+        *,
+        headroom: Mapping[int, Headroom],
+        api_servers: int,
+        server_index: int,
+        admission: Admission | None = None,
     ) -> None:
+        """Without `admission` no request is held while an instance is open."""
         if rule not in RULES:
             raise ValueError(f"unknown dispatch rule {rule!r}; known are {', '.join(RULES)}")
         if not 0 <= server_index < api_servers:
             raise ValueError(f"server_index {server_index} is not one of {api_servers} API servers")
         self.rule = rule
         self._score = RULES[rule]
-        self._headroom_tokens = dict(headroom_tokens)
+        self._headroom = dict(headroom)
+        self._admission = admission
         self._api_servers = api_servers
         self._server_index = server_index
         self._outlooks: dict[int, Outlook] = {}
@@ -96,7 +125,7 @@ class Dispatcher:
         known = self._outlooks.get(entry.uid)
         opened = entry.open and (known is None or not known.entry.open)
         if known is None:
-            known = self._outlooks[entry.uid] = Outlook(entry, self._empty(entry.uid), self._headroom_tokens)
+            known = self._outlooks[entry.uid] = Outlook(entry, self._empty(entry.uid), self._headroom)
         known.entry = entry
         if opened:
             # Else round robin would make up for the time when the instance was not there, all at once.
@@ -143,12 +172,17 @@ class Dispatcher:
         self, prompt_tokens: int, engine_priority: int, *, exclude: Collection[int] = ()
     ) -> Choice | Hold:
         """Choose among the open instances that are not in `exclude`; call `sent` once the request is sent."""
-        best = self._best(self._awake, exclude) or self._best(self._paused, exclude)
+        best = self._best(self._awake, prompt_tokens, exclude)
+        if best is None and all(outlook.entry.uid in exclude for outlook in self._awake):
+            best = self._best(self._paused, prompt_tokens, exclude)
         if best is None:
             num_open = len(self._awake) + len(self._paused)
+            is_any_open = any(o.entry.uid not in exclude for o in chain(self._awake, self._paused))
+            what = "no instance has room" if is_any_open else "no open instance"
             return Hold(
-                f"no open instance for a request of {prompt_tokens} tokens and priority {engine_priority}: "
-                f"{len(self._outlooks)} known, {num_open} open, {len(exclude)} excluded"
+                f"{what} for a request of {prompt_tokens} tokens and priority {engine_priority}: "
+                f"{len(self._outlooks)} known, {num_open} open, {len(exclude)} excluded",
+                is_any_open,
             )
         self._num_choices += 1
         return Choice(
@@ -161,16 +195,23 @@ class Dispatcher:
             num_unseen=len(best.unseen),
         )
 
-    def _best(self, candidates: list[Outlook], exclude: Collection[int]) -> Outlook | None:
+    def _best(
+        self, candidates: list[Outlook], prompt_tokens: int, exclude: Collection[int]
+    ) -> Outlook | None:
         if not candidates:
             return None
         num = len(candidates)
         first = (num * self._server_index // self._api_servers + self._num_choices) % num
         best: Outlook | None = None
         for outlook in candidates[first:] + candidates[:first]:
-            if (best is None or outlook.score > best.score) and outlook.entry.uid not in exclude:
+            if best is not None and outlook.score <= best.score:
+                continue
+            if outlook.entry.uid not in exclude and self._has_room(outlook, prompt_tokens):
                 best = outlook
         return best
+
+    def _has_room(self, outlook: Outlook, prompt_tokens: int) -> bool:
+        return self._admission is None or self._admission.admits(outlook, prompt_tokens, self._api_servers)
 
     def sent(self, uid: int, prompt_tokens: int, engine_priority: int) -> None:
         """Count a request that was sent to an instance, until a report of the instance covers it."""

@@ -21,6 +21,15 @@ def score_freeness(outlook: Outlook, weight: int) -> float:
     )
 
 
+def score_backlog(outlook: Outlook, weight: int) -> float:
+    """Freeness with the whole queue counted, and what running requests still lack for their prompts."""
+    report = outlook.report
+    unseen_blocks = weight * outlook.unseen_blocks + outlook.unseen_headroom_blocks()
+    backlog_blocks = report.backlog_blocks + report.queued_blocks - report.head_blocks
+    free_blocks = report.total_blocks - outlook.reported_virtual_blocks - backlog_blocks - unseen_blocks
+    return _per_request(free_blocks, outlook, weight)
+
+
 def score_load(outlook: Outlook, weight: int) -> float:
     """Free memory per running request with all queued demand counted (INFaaS++)."""
     report = outlook.report
@@ -53,16 +62,8 @@ def _per_request(free_blocks: float, outlook: Outlook, weight: int) -> float:
 
 RULES: dict[str, Rule] = {
     "freeness": score_freeness,
+    "backlog": score_backlog,
     "load": score_load,
     "least_requests": score_least_requests,
     "round_robin": score_round_robin,
 }
-
-RULE_OF_POLICY: dict[str, str] = {
-    "llumnix+": "freeness",
-    "llumnix": "freeness",
-    "load": "load",
-    "least_requests": "least_requests",
-    "round_robin": "round_robin",
-}
-"""The dispatch rule that each policy of the configuration uses."""

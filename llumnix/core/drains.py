@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from llumnix.core import lifecycle
-from llumnix.core.events import Action, Drain, InstanceState
+from llumnix.core.events import AbortRequests, Action, Drain, InstanceState
 from llumnix.core.member import DrainOrder, Member, blockers
 from llumnix.core.settings import SchedulerSettings
 
 S = InstanceState
 
 
-def begin(member: Member, command: Drain, settings: SchedulerSettings, now: float) -> list[Action]:
+def begin(
+    member: Member, command: Drain, settings: SchedulerSettings, now: float, *, is_surplus: bool = False
+) -> list[Action]:
     """Close the instance and wait for it to be empty; a drain under way gets the new time and aim."""
     remove = command.remove or (member.drain is not None and member.drain.remove)
-    member.drain = DrainOrder(now, command.timeout_s, remove)
+    member.drain = DrainOrder(
+        now,
+        command.timeout_s,
+        remove,
+        is_surplus,
+        restart=command.restart and not remove,
+        was_cordoned=member.cordoned,
+        abort_left=command.abort_left,
+    )
     member.cordoned = True
     if member.run.closed_at is None:
         member.run.closed_at = now
-    aim = ", then it is removed" if remove else ""
+    aim = ", then it is removed" if remove else ", then it is restarted" if command.restart else ""
     limit = f" within {command.timeout_s:g} s" if math.isfinite(command.timeout_s) else ""
     message = f"drain{limit}{aim}"
     member.move(S.DRAINING, message, now)
@@ -54,6 +65,9 @@ def _finish(member: Member, drain: DrainOrder, settings: SchedulerSettings, now:
     done = member.record("drain.done", message)
     if drain.remove:
         return [done, *lifecycle.stop(member, f"removed, {message}", settings, now)]
+    if drain.restart:
+        member.cordoned = drain.was_cordoned
+        return [done, *lifecycle.replace(member, f"restarts, {message}", settings, now)]
     return [done]
 
 
@@ -65,6 +79,9 @@ def _give_up(member: Member, drain: DrainOrder, settings: SchedulerSettings, now
     timeout = member.record("drain.timeout", message, "warning")
     if drain.remove:
         return [timeout, *lifecycle.stop(member, f"removed, {message}", settings, now)]
+    if drain.abort_left:
+        member.drain = replace(drain, timeout_s=math.inf, abort_left=False)
+        return [timeout, AbortRequests(member.run.uid, f"{member.instance} was drained: {message}")]
     member.drain = None
     member.move(S.CORDONED, message, now)
     return [timeout]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from llumnix.core.load import InstanceReport
+from llumnix.core.victims import MoveGoal
 
 
 class CommandRefused(Exception):
@@ -68,13 +69,15 @@ class Beat:
     """Heartbeat through the instance's engine loop, sent by its own thread.
 
     `loop_age_s`: since the loop last came round; `step_age_s`: since the model step under way began (None:
-    not in a step); `cpu_share`: part of the last second that the loop's thread was on a CPU, 0..1.
+    not in a step); `starved_s`: of `loop_age_s`, how long the loop's thread could have run but got no CPU;
+    `cpu_share`: part of the last second, without such waits, that it was on a CPU, 0..1.
     """
 
     uid: int
     loop_age_s: float
     step_age_s: float | None
     cpu_share: float
+    starved_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,32 @@ class Tick:
 @dataclass(frozen=True, slots=True)
 class AddInstances:
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedInstance:
+    """An instance as the scheduler before this one knew it. `serves`: its process goes on, or its death will
+    be told; otherwise it is started again."""
+
+    instance: str
+    uid: int
+    incarnation: int
+    node: str | None
+    pid: int | None
+    serves: bool
+    cordoned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptInstances:
+    """First event of a scheduler that takes over from another: what ran goes on, and so do its tables.
+
+    SchedulerSettings' `first_uid` and `first_instance` must lie above all numbers used so far.
+    """
+
+    instances: tuple[AdoptedInstance, ...]
+    table_version: int
+    """Of the last table that the former one may have published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +129,45 @@ class Uncordon:
 @dataclass(frozen=True, slots=True)
 class Drain:
     """Empty the instance within `timeout_s` (infinity: no limit); with `remove` it is stopped once empty or
-    out of time."""
+    out of time, with `restart` its process is replaced once it is empty.
+
+    Out of time, what is left stays where it is, or with `abort_left` is aborted.
+    """
 
     instance: str
     timeout_s: float
     remove: bool = False
+    restart: bool = False
+    abort_left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleTo:
+    """Have this many instances: start new ones, or drain and remove those with the fewest requests."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TerminationNotice:
+    """The instance's machine is taken away in `deadline_s` (spot style): move everything off it before."""
+
+    instance: str
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRequests:
+    """Requests that an API server holds as no instance has room for them (late binding)."""
+
+    api_server: int
+    num_requests: int
+    num_tokens: int
+    """Of all of them."""
+    head_tokens: int
+    """Of the one that is placed next."""
+    head_priority: int
+    """Its engine priority."""
 
 
 Event = (
@@ -115,9 +178,13 @@ Event = (
     | Beat
     | Tick
     | AddInstances
+    | AdoptInstances
     | Cordon
     | Uncordon
     | Drain
+    | ScaleTo
+    | TerminationNotice
+    | HeldRequests
 )
 
 
@@ -153,8 +220,20 @@ class KillInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortRequests:
+    """Abort every request of the instance; their clients are told the reason."""
+
+    uid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class MoveRequests:
-    """Have the source's llumlet move requests to `target`, until told otherwise or `for_s` have passed."""
+    """Have the source's llumlet move requests to `target`, until told otherwise or `for_s` have passed.
+
+    It chooses them by llumnix.core.victims.next_victim, until the goal is reached. The newest order to a
+    source replaces the former one.
+    """
 
     source: int
     """uid"""
@@ -162,6 +241,7 @@ class MoveRequests:
     """uid"""
     reason: str
     for_s: float
+    goal: MoveGoal
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,4 +271,4 @@ class Record:
     message: str
 
 
-Action = StartInstance | StopInstance | KillInstance | MoveRequests | PublishTable | Record
+Action = StartInstance | StopInstance | KillInstance | AbortRequests | MoveRequests | PublishTable | Record

@@ -1,4 +1,7 @@
-"""Whether an engine loop hangs, judged by its heartbeat; a busy one (a long prefill, a compile) does not."""
+"""Whether an engine loop hangs, judged by its heartbeat.
+
+A busy one does not (a long prefill, a compile), nor one that gets no CPU as the machine has too much to do.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ def hang_reason(
     """
     if silence_s > heartbeat_timeout_s:
         return f"no heartbeat for {silence_s:.1f} s (limit {heartbeat_timeout_s:g} s)"
-    if beat is None or beat.loop_age_s <= heartbeat_timeout_s:
+    if beat is None:
         return None
-    stuck = f"engine loop has not come round for {beat.loop_age_s:.1f} s (limit {heartbeat_timeout_s:g} s)"
+    stuck_s = beat.loop_age_s - beat.starved_s
+    if stuck_s <= heartbeat_timeout_s:
+        return None
+    stuck = f"engine loop has not come round for {stuck_s:.1f} s (limit {heartbeat_timeout_s:g} s)"
     if beat.step_age_s is None:
         return f"{stuck} and is not in a model step"
     if beat.cpu_share < IDLE_CPU_SHARE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llumnix.core.events import (
     Action,
+    AdoptedInstance,
     InstancePlaced,
     InstanceState,
     KillInstance,
@@ -16,16 +17,32 @@ from llumnix.core.settings import SchedulerSettings
 S = InstanceState
 
 
-def added(instance: str, uid: int, now: float) -> tuple[Member, list[Action]]:
+def added(instance: str, uid: int, reason: str, now: float) -> tuple[Member, list[Action]]:
     """A new instance, with its first process asked for."""
-    member = Member(instance, Incarnation(uid, 1), S.PENDING, "added, waits for a place", now)
-    start = StartInstance(instance, uid, 1, "added")
+    member = Member(instance, Incarnation(uid, 1), S.PENDING, f"{reason}, waits for a place", now)
+    start = StartInstance(instance, uid, 1, reason)
     return member, [start, member.record("instance.added", member.reason)]
+
+
+def adopted(known: AdoptedInstance, now: float) -> tuple[Member, list[Action]]:
+    """An instance that a former scheduler had started: it goes on, or is started again at the next tick."""
+    run = Incarnation(known.uid, known.incarnation, known.node, known.pid, placed_at=now)
+    member = Member(known.instance, run, S.RESTARTING, "", now, cordoned=known.cordoned)
+    if known.serves:
+        run.ready_at = run.beat_at = now
+        run.closed_at = now if known.cordoned else None
+        state = S.CORDONED if known.cordoned else S.RUNNING
+        member.move(state, f"taken over: process {known.pid} went on serving", now)
+    else:
+        member.restart_at = now
+        member.reason = "taken over, but it did not serve: starts again"
+    return member, [member.record("instance.adopted", member.reason)]
 
 
 def restart(member: Member, uid: int, now: float) -> list[Action]:
     """Ask for the next process of an instance that died."""
-    reason = f"restart {member.run.number}, number {member.failures} in a row, waits for a place"
+    row = f", number {member.failures} in a row" if member.failures else ""
+    reason = f"restart {member.run.number}{row}, waits for a place"
     member.run = Incarnation(uid, member.run.number + 1)
     member.restart_at = None
     member.move(S.PENDING, reason, now)
@@ -65,9 +82,15 @@ def died(member: Member, reason: str, settings: SchedulerSettings, now: float) -
     """The process is gone: done if it was to be removed, else restart it after a back-off, or give up."""
     cause = member.run.condemned or reason
     removing = member.removing or (member.drain is not None and member.drain.remove)
+    if member.drain is not None and member.drain.restart:
+        member.cordoned = member.drain.was_cordoned
     member.drain = None
     if removing:
         return removed(member, cause, now)
+    if member.run.to_be_replaced:
+        member.restart_at = now
+        member.move(S.RESTARTING, cause, now)
+        return [member.record("instance.stopped", cause)]
     forgive_failures(member, settings, now)
     member.failures += 1
     if member.failures > settings.restart_limit:
@@ -110,6 +133,16 @@ def removed(member: Member, reason: str, now: float) -> list[Action]:
 def stop(member: Member, reason: str, settings: SchedulerSettings, now: float) -> list[Action]:
     """Remove the instance: end its process in good order, or at once if that takes too long."""
     member.removing = True
+    return _end(member, reason, settings, now)
+
+
+def replace(member: Member, reason: str, settings: SchedulerSettings, now: float) -> list[Action]:
+    """End the instance's process likewise, and start another one in its place."""
+    member.run.to_be_replaced = True
+    return _end(member, reason, settings, now)
+
+
+def _end(member: Member, reason: str, settings: SchedulerSettings, now: float) -> list[Action]:
     member.drain = None
     member.run.condemned = reason
     member.run.kill_at = now + settings.stop_timeout_s

@@ -17,6 +17,22 @@ class ClassLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class Headroom:
+    """Room kept free beside running requests of one priority (section 4.4); at most one of both is set."""
+
+    tokens: int = 0
+    """Literally this much."""
+    target_load_tokens: int | None = None
+    """The paper's: all of the capacity but this much, at which requests decode at their ideal speed."""
+
+    def blocks(self, block_size: int, total_blocks: int) -> int:
+        """In whole blocks of an instance."""
+        if self.target_load_tokens is None:
+            return -(-self.tokens // block_size)
+        return max(0, total_blocks - self.target_load_tokens // block_size)
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceReport:
     """What an instance says of itself after a step; the wire carries this very class (msgspec).
 
@@ -48,6 +64,17 @@ class InstanceReport:
     """By API server index: how many requests of its current connection were taken in so far."""
     paused: bool = False
     """True while asleep or paused by an engine-wide call."""
+    prefill_tokens: int = 0
+    """Tokens of all requests that are still to be computed: the prefill backlog."""
+    backlog_blocks: int = 0
+    """Blocks that running requests lack for tokens they have already (a chunked prefill under way)."""
+    leaving: int = 0
+    """Running requests that migrate away; they and their blocks are in the figures above."""
+    leaving_blocks: int = 0
+    arriving: int = 0
+    """Migrations to this instance; what is reserved for them is in `used_blocks`."""
+    copy_blocks_per_s: float = 0.0
+    """How fast it has lately copied blocks to another instance; 0: not known yet."""
 
 
 def demand_blocks(num_tokens: int, block_size: int) -> int:
@@ -55,9 +82,11 @@ def demand_blocks(num_tokens: int, block_size: int) -> int:
     return max(1, -(-num_tokens // block_size))
 
 
-def headroom_in_blocks(headroom_tokens: Mapping[int, int], block_size: int) -> dict[int, int]:
+def headroom_in_blocks(
+    headroom: Mapping[int, Headroom], block_size: int, total_blocks: int
+) -> dict[int, int]:
     """Headroom of each engine priority, in whole blocks of one instance."""
-    return {priority: -(-num_tokens // block_size) for priority, num_tokens in headroom_tokens.items()}
+    return {priority: room.blocks(block_size, total_blocks) for priority, room in headroom.items()}
 
 
 def virtual_blocks(
@@ -79,6 +108,25 @@ def freeness(report: InstanceReport, headroom_blocks: Mapping[int, int], *, drai
     """Algorithm 1's freeness, in blocks per running request: below 0 when overloaded, -inf when draining."""
     free_blocks = report.total_blocks - virtual_blocks(report, headroom_blocks, draining=draining)
     return free_blocks / max(report.running, 1)
+
+
+def free_blocks_after_moves(report: InstanceReport) -> int:
+    """Blocks that no live request holds once every migration under way is done."""
+    return report.total_blocks - report.used_blocks + report.leaving_blocks
+
+
+def batch_after_moves(report: InstanceReport) -> int:
+    """Running requests once every migration under way is done."""
+    return max(0, report.running - report.leaving + report.arriving)
+
+
+def freeness_after_moves(report: InstanceReport, headroom_blocks: Mapping[int, int]) -> float:
+    """Algorithm 1's freeness as it will be once every migration under way is done.
+
+    What was decided and has not happened yet must not be decided again.
+    """
+    free_blocks = report.total_blocks - virtual_blocks(report, headroom_blocks) + report.leaving_blocks
+    return free_blocks / max(batch_after_moves(report), 1)
 
 
 def queued_load_freeness(report: InstanceReport) -> float:

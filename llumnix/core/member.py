@@ -40,15 +40,25 @@ class Incarnation:
     """Why we end it, when it is not its own doing."""
     kill_at: float | None = None
     """When it is killed (again) if it still lives."""
+    to_be_replaced: bool = False
+    """Its end was asked for, so that another process takes its place: no failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainOrder:
-    """A drain under way. `remove`: the instance is stopped when it is empty or the time is up."""
+    """A drain under way. `remove`: the instance is stopped when it is empty or the time is up.
+
+    `is_surplus`: only because it is not needed; should it be before it is empty, it stays. `restart`: once
+    empty its process is replaced, and it is cordoned again only where it `was_cordoned`.
+    """
 
     started_at: float
     timeout_s: float
     remove: bool
+    is_surplus: bool = False
+    restart: bool = False
+    was_cordoned: bool = False
+    abort_left: bool = False
 
     @property
     def deadline(self) -> float:
@@ -116,6 +126,8 @@ class InstanceView:
     restart_at: float | None
     removing: bool
     """It goes away for good: once drained, or already on its way."""
+    cordoned: bool
+    """An operator's wish, whatever state it is in."""
     blockers: tuple[str, ...] = field(default=())
     """What a drain still waits for, or what was there when its time was up."""
 
@@ -141,6 +153,7 @@ def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
         drain_deadline=drain.deadline if drain else None,
         restart_at=member.restart_at,
         removing=member.removing or (drain is not None and drain.remove),
+        cordoned=member.cordoned,
         blockers=blockers(member) if member.state in (S.DRAINING, S.CORDONED) else (),
     )
 
@@ -159,6 +172,6 @@ def _freeness(member: Member, settings: SchedulerSettings) -> float | None:
     report = member.run.report
     if report is None or not member.is_live:
         return None
-    headroom_blocks = headroom_in_blocks(settings.headroom_tokens, report.block_size)
+    headroom_blocks = headroom_in_blocks(settings.headroom, report.block_size, report.total_blocks)
     draining = member.state in EMPTYING or member.state is S.STOPPING
     return freeness(report, headroom_blocks, draining=draining)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llumnix.core.events import DispatchEntry
-from llumnix.core.load import InstanceReport, demand_blocks, headroom_in_blocks, virtual_blocks
+from llumnix.core.load import Headroom, InstanceReport, demand_blocks, headroom_in_blocks, virtual_blocks
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Outlook:
     entry: DispatchEntry
     report: InstanceReport
     """The latest one, or a stand-in of an empty instance (`reported` is False)."""
-    headroom_tokens: Mapping[int, int]
+    headroom: Mapping[int, Headroom]
     reported: bool = False
     num_sent: int = 0
     """Requests sent there on the present connection."""
@@ -39,16 +39,20 @@ class Outlook:
     reported_virtual_blocks: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.headroom_blocks = headroom_in_blocks(self.headroom_tokens, self.report.block_size)
+        self._measure_headroom()
         self.reported_virtual_blocks = virtual_blocks(self.report, self.headroom_blocks)
+
+    def _measure_headroom(self) -> None:
+        report = self.report
+        self.headroom_blocks = headroom_in_blocks(self.headroom, report.block_size, report.total_blocks)
 
     def observe(self, report: InstanceReport, server_index: int) -> None:
         """Take a newer report as the base, and drop what it already counts."""
-        resized = report.block_size != self.report.block_size
+        old = self.report
         self.report = report
         self.reported = True
-        if resized:
-            self.headroom_blocks = headroom_in_blocks(self.headroom_tokens, report.block_size)
+        if (report.block_size, report.total_blocks) != (old.block_size, old.total_blocks):
+            self._measure_headroom()
             self.unseen_blocks = sum(demand_blocks(tokens, report.block_size) for tokens, _ in self.unseen)
         self.reported_virtual_blocks = virtual_blocks(report, self.headroom_blocks)
         # A count beyond what was sent belongs to a former connection whose end the instance has not seen yet.
@@ -83,6 +87,21 @@ class Outlook:
         """Requests that could start to run at once; none while others wait, as they go first."""
         report = self.report
         return max(report.max_running - report.running, 0) if report.waiting == 0 else 0
+
+    def num_requests(self, weight: int) -> int:
+        """Requests there or on their way; `weight` API servers are taken to have sent as many as this one."""
+        report = self.report
+        return report.running + report.waiting + report.arriving + weight * len(self.unseen)
+
+    def room_blocks(self, weight: int) -> int:
+        """Blocks that are free and not spoken for; below 0 with a queue that does not fit."""
+        report = self.report
+        wanted_blocks = report.used_blocks + report.queued_blocks + report.backlog_blocks
+        return report.total_blocks - wanted_blocks - weight * self.unseen_blocks
+
+    def demand_blocks(self, num_tokens: int) -> int:
+        """Of a request of that many tokens."""
+        return demand_blocks(num_tokens, self.report.block_size)
 
     def unseen_headroom_blocks(self) -> int:
         """Headroom of priorities that run there only through what was sent since."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import assert_never
 
-from llumnix.core import commands, drains, lifecycle, moves
+from llumnix.core import commands, drains, lifecycle, scaling
 from llumnix.core.events import (
     Action,
     AddInstances,
+    AdoptInstances,
     Beat,
     CommandRefused,
     Cordon,
     DispatchEntry,
     Drain,
     Event,
+    HeldRequests,
     InstanceDied,
     InstancePlaced,
     InstanceReady,
@@ -22,13 +24,17 @@ from llumnix.core.events import (
     PublishTable,
     Record,
     Reported,
+    ScaleTo,
+    TerminationNotice,
     Tick,
     Uncordon,
 )
 from llumnix.core.health import hang_reason
 from llumnix.core.load import InstanceReport
 from llumnix.core.member import SERVING, InstanceView, Member, view_of
+from llumnix.core.moves import Mover
 from llumnix.core.roster import Roster
+from llumnix.core.scaling import Autoscaler
 from llumnix.core.settings import SchedulerSettings
 
 
@@ -46,6 +52,17 @@ class Scheduler:
         self._entries: tuple[DispatchEntry, ...] = ()
         self._version = 0
         self._last_tick_at: float | None = None
+        self._held: dict[int, HeldRequests] = {}
+        self._mover = Mover()
+        self._autoscaler = Autoscaler()
+
+    @property
+    def settings(self) -> SchedulerSettings:
+        return self._settings
+
+    def reconfigure(self, settings: SchedulerSettings) -> None:
+        """Go on with other settings; those that number instances take no effect any more."""
+        self._settings = settings
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take in one event and say what to do, in this order.
@@ -53,7 +70,8 @@ class Scheduler:
         Raises CommandRefused or UnknownInstance for a command that cannot be carried out; it changes nothing.
         """
         actions = self._decide(event, now)
-        actions += self._publish_if_changed()
+        if actions or not isinstance(event, Reported | Beat):  # the many that change no state
+            actions += self._publish_if_changed()
         return actions
 
     def _decide(self, event: Event, now: float) -> list[Action]:
@@ -75,12 +93,21 @@ class Scheduler:
                 return lifecycle.died(member, reason, self._settings, now) if member else []
             case AddInstances(count):
                 return self._add(count, now)
+            case AdoptInstances():
+                return self._adopt(event, now)
             case Cordon(instance):
                 return commands.cordon(self._roster.named(instance), now)
             case Uncordon(instance):
                 return commands.uncordon(self._roster.named(instance), now)
             case Drain(instance):
-                return self._drain(event, self._roster.named(instance), now)
+                return commands.drain(self._roster.named(instance), event, self._settings, now)
+            case ScaleTo(count):
+                return self._scale(scaling.scale_to(count, list(self._roster), self._settings.scaling), now)
+            case TerminationNotice(instance):
+                return self._give_up(self._roster.named(instance), event, now)
+            case HeldRequests(api_server):
+                self._held[api_server] = event
+                return []
             case _:
                 assert_never(event)
 
@@ -95,7 +122,9 @@ class Scheduler:
             actions += drains.advance(member, self._settings, now)
             actions += self._restart_if_due(member, now)
             self._forget_if_long_dead(member, now)
-        return actions + moves.empty_draining(self._roster, self._settings)
+        members, held = list(self._roster), [queue for queue in self._held.values() if queue.num_requests]
+        actions += self._scale(self._autoscaler.look_if_due(members, held, self._settings, now), now)
+        return actions + self._mover.round_if_due(members, held, self._settings, now)
 
     def _forgive_own_silence(self, now: float) -> list[Action]:
         """Where the daemon itself stood still, heartbeats wait unread: the silence is its own."""
@@ -150,15 +179,49 @@ class Scheduler:
     def _add(self, count: int, now: float) -> list[Action]:
         if count < 1:
             raise CommandRefused(f"the number of instances to add must be 1 or more, not {count}")
+        return self._start(count, "added", now)
+
+    def _start(self, count: int, reason: str, now: float) -> list[Action]:
         actions: list[Action] = []
         for _ in range(count):
-            member, started = lifecycle.added(self._roster.new_instance(), self._roster.new_uid(), now)
+            instance, uid = self._roster.new_instance(), self._roster.new_uid()
+            member, started = lifecycle.added(instance, uid, reason, now)
             self._roster.enter(member)
             actions += started
         return actions
 
-    def _drain(self, command: Drain, member: Member, now: float) -> list[Action]:
-        return commands.drain(member, command, self._settings, now)
+    def _scale(self, step: scaling.Step | None, now: float) -> list[Action]:
+        match step:
+            case None:
+                return []
+            case scaling.Grow(count, reason):
+                surplus = [m for m in self._roster if m.drain is not None and m.drain.is_surplus][:count]
+                actions: list[Action] = [Record("scale.up", "info", "scheduler", reason)]
+                for member in surplus:
+                    actions += commands.keep(member, reason, now)
+                return actions + self._start(count - len(surplus), reason, now)
+            case scaling.Shrink(instances, reason):
+                actions = [Record("scale.down", "info", "scheduler", reason)]
+                for instance in instances:
+                    member = self._roster.named(instance)
+                    actions += commands.remove_surplus(member, reason, self._settings, now)
+                return actions
+
+    def _give_up(self, member: Member, notice: TerminationNotice, now: float) -> list[Action]:
+        """Drain in time what its machine's owner takes away, and replace it where too few are left."""
+        actions = commands.give_up(member, notice, self._settings, now)
+        return actions + self._scale(scaling.replacement(list(self._roster), self._settings.scaling), now)
+
+    def _adopt(self, left: AdoptInstances, now: float) -> list[Action]:
+        self._version = left.table_version
+        actions: list[Action] = []
+        for known in left.instances:
+            member, records = lifecycle.adopted(known, now)
+            self._roster.enter(member)
+            if not member.is_live:
+                self._roster.died(known.uid)
+            actions += records
+        return actions
 
     def _publish_if_changed(self) -> list[Action]:
         entries = tuple(

@@ -9,26 +9,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llumnix.core.dispatch import RULE_OF_POLICY, RULES, Choice, Dispatcher, Hold
+from llumnix.core.dispatch import RULES, Choice, Dispatcher, Hold
 from llumnix.core.events import DispatchEntry
-from llumnix.core.load import InstanceReport, freeness, headroom_in_blocks, queued_load_freeness
+from llumnix.core.load import Headroom, InstanceReport, freeness, headroom_in_blocks, queued_load_freeness
+from llumnix.core.policies import POLICIES
 
 from .reports import PRIORITIES, report, reports
 
-HEADROOM_TOKENS = {-10: 160, 0: 0}
+HEADROOM = {-10: Headroom(160), 0: Headroom()}
 
 
 def dispatcher(rule: str, num: int = 3, *, api_servers: int = 1, server_index: int = 0) -> Dispatcher:
     """A dispatcher that knows the open instances 1..num and has no report yet."""
-    made = Dispatcher(
-        rule, headroom_tokens=HEADROOM_TOKENS, api_servers=api_servers, server_index=server_index
-    )
+    made = Dispatcher(rule, headroom=HEADROOM, api_servers=api_servers, server_index=server_index)
     made.set_table(entries(num))
     return made
 
 
 def entries(num: int, closed: Collection[int] = ()) -> list[DispatchEntry]:
     return [DispatchEntry(uid, f"i{uid}", uid not in closed) for uid in range(1, num + 1)]
+
+
+def backlog_freeness(instance: InstanceReport) -> float:
+    """What rule `backlog` scores: Algorithm 1, less the queue behind its head and prompts under way."""
+    beyond_head = instance.queued_blocks - instance.head_blocks
+    fuller = replace(instance, used_blocks=instance.used_blocks + beyond_head + instance.backlog_blocks)
+    return freeness(fuller, headroom_in_blocks(HEADROOM, instance.block_size, instance.total_blocks))
 
 
 def pick(made: Dispatcher, *, exclude: Collection[int] = ()) -> Choice:
@@ -49,14 +55,17 @@ def send(made: Dispatcher, count: int = 1) -> list[int]:
 
 
 def test_every_policy_of_the_configuration_has_a_rule() -> None:
-    assert set(RULE_OF_POLICY) == {"llumnix+", "llumnix", "load", "least_requests", "round_robin"}
-    assert set(RULE_OF_POLICY.values()) == set(RULES)
+    assert set(POLICIES) == {"llumnix+", "llumnix", "load", "least_requests", "round_robin"}
+    assert {policy.dispatch_rule for policy in POLICIES.values()} == set(RULES)
 
 
 @given(reports())
 def test_without_sends_the_score_is_the_one_of_the_report(instance: InstanceReport) -> None:
     expected = {
-        "freeness": freeness(instance, headroom_in_blocks(HEADROOM_TOKENS, instance.block_size)),
+        "freeness": freeness(
+            instance, headroom_in_blocks(HEADROOM, instance.block_size, instance.total_blocks)
+        ),
+        "backlog": backlog_freeness(instance),
         "load": queued_load_freeness(instance),
         "least_requests": -(4 * instance.waiting + instance.running),
         "round_robin": 0,
@@ -247,7 +256,8 @@ def test_no_open_instance_is_a_hold_with_its_reason() -> None:
     made.set_table(entries(2, closed={2}))
     held = made.choose(160, 0, exclude={1})
     assert held == Hold(
-        "no open instance for a request of 160 tokens and priority 0: 2 known, 1 open, 1 excluded"
+        "no open instance for a request of 160 tokens and priority 0: 2 known, 1 open, 1 excluded",
+        is_any_open=False,
     )
     made.set_table([])
     assert isinstance(made.choose(160, 0), Hold)
@@ -293,9 +303,9 @@ def test_ties_go_round_from_a_start_of_each_server() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="unknown dispatch rule 'best'; known are freeness"):
-        Dispatcher("best", headroom_tokens={}, api_servers=1, server_index=0)
+        Dispatcher("best", headroom={}, api_servers=1, server_index=0)
     with pytest.raises(ValueError, match="server_index 2 is not one of 2"):
-        Dispatcher("load", headroom_tokens={}, api_servers=2, server_index=2)
+        Dispatcher("load", headroom={}, api_servers=2, server_index=2)
 
 
 # ---- any sequence of calls -------------------------------------------------------------------------------
@@ -312,9 +322,7 @@ steps = st.one_of(
 
 @given(st.sampled_from(sorted(RULES)), st.integers(1, 3), st.lists(steps, max_size=40))
 def test_any_calls_keep_the_books_straight(rule: str, api_servers: int, calls: list[tuple]) -> None:
-    made = Dispatcher(
-        rule, headroom_tokens=HEADROOM_TOKENS, api_servers=api_servers, server_index=api_servers - 1
-    )
+    made = Dispatcher(rule, headroom=HEADROOM, api_servers=api_servers, server_index=api_servers - 1)
     open_uids: set[int] = set()
     dead: set[int] = set()
     for name, *arguments in calls:

@@ -16,7 +16,7 @@ def servers(rule: str, num: int, *, alone: bool = False) -> list[Dispatcher]:
     return [
         Dispatcher(
             rule,
-            headroom_tokens={0: 0},
+            headroom={},
             api_servers=1 if alone else num,
             server_index=0 if alone else index,
         )

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from llumnix.core.load import (
     ClassLoad,
+    Headroom,
     InstanceReport,
     demand_blocks,
     freeness,
+    freeness_after_moves,
     headroom_in_blocks,
     queued_load_freeness,
     virtual_blocks,
@@ -93,4 +95,17 @@ def test_the_load_rule_sees_the_whole_queue_where_freeness_sees_its_head(instanc
 
 def test_tokens_become_whole_blocks() -> None:
     assert [demand_blocks(n, 16) for n in (0, 1, 16, 17)] == [1, 1, 1, 2]
-    assert headroom_in_blocks({-10: 1600, 0: 0, 5: 1}, 128) == {-10: 13, 0: 0, 5: 1}
+    literal = {-10: Headroom(1600), 0: Headroom(), 5: Headroom(1)}
+    assert headroom_in_blocks(literal, 128, 851) == {-10: 13, 0: 0, 5: 1}
+
+
+def test_headroom_section_5_3_is_the_capacity_beyond_a_target_load() -> None:
+    high = {-10: Headroom(target_load_tokens=1600)}
+    assert headroom_in_blocks(high, 16, 851) == {-10: 751}
+    assert headroom_in_blocks(high, 16, 60) == {-10: 0}, "an instance smaller than the target load has none"
+
+
+def test_what_is_under_way_counts_as_done() -> None:
+    moving = report(running=5, used_blocks=90, leaving=2, leaving_blocks=30, arriving=1)
+    assert freeness_after_moves(moving, {}) == (100 - 90 + 30) / (5 - 2 + 1)
+    assert freeness_after_moves(moving, {0: 20}) == (100 - 90 + 30 - 20) / (5 - 2 + 1)

@@ -14,23 +14,28 @@ from llumnix.core.events import (
     Cordon,
     Drain,
     Event,
+    HeldRequests,
     InstanceDied,
     InstancePlaced,
     InstanceReady,
     InstanceState,
     KillInstance,
+    MoveRequests,
     PublishTable,
     Record,
     Reported,
+    ScaleTo,
     StartInstance,
     StopInstance,
+    TerminationNotice,
     Tick,
     Uncordon,
     UnknownInstance,
 )
+from llumnix.core.load import Headroom
 from llumnix.core.member import SERVING
 from llumnix.core.scheduler import Scheduler
-from llumnix.core.settings import SchedulerSettings
+from llumnix.core.settings import ScalingSettings, SchedulerSettings
 
 from .reports import report
 
@@ -45,6 +50,8 @@ SETTINGS = SchedulerSettings(
     heartbeat_timeout_s=4,
     dead_kept_s=10,
     stop_timeout_s=8,
+    headroom={-10: Headroom(target_load_tokens=480)},
+    scaling=ScalingSettings(enabled=True, min_instances=1, max_instances=6, hold_s=2, interval_s=1),
 )
 AT_REST = {S.RUNNING, S.CORDONED, S.DRAINED, S.FAILED, S.DEAD}
 
@@ -102,6 +109,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.version = version
                 self.published = {entry.uid: entry.open for entry in entries}
                 assert all(self.instance_of[entry.uid] == entry.instance for entry in entries)
+            case MoveRequests(source, target, reason, for_s, goal):
+                states = {view.uid: view.state for view in self.scheduler.instances()}
+                assert reason and for_s > 0 and source != target
+                assert states[target] is S.RUNNING, "requests are moved where none is taken"
+                assert states[source] in (S.RUNNING, S.CORDONED, S.DRAINING)
+                assert goal.until_free_blocks >= 0
             case Record(kind, severity, target, message):
                 assert kind and target and message and severity in ("info", "warning", "error")
 
@@ -143,10 +156,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             assert self.tell(InstanceDied(uid, "never heard of")) == []
 
-    @rule(uid=uids, running=st.integers(0, 3), waiting=st.integers(0, 1), fresh=st.booleans())
-    def reports(self, uid: int, running: int, waiting: int, fresh: bool) -> None:
+    @rule(
+        uid=uids,
+        running=st.integers(0, 3),
+        waiting=st.integers(0, 1),
+        used_blocks=st.sampled_from((0, 20, 95, 100)),
+        fresh=st.booleans(),
+    )
+    def reports(self, uid: int, running: int, waiting: int, used_blocks: int, fresh: bool) -> None:
         self.seq += fresh
-        self.tell(Reported(report(uid=uid, seq=self.seq, running=running, waiting=waiting)))
+        load = report(
+            uid=uid,
+            seq=self.seq,
+            running=running,
+            waiting=waiting,
+            used_blocks=used_blocks if running else 0,
+            queued_blocks=50 * waiting,
+            head_blocks=50 * waiting,
+        )
+        self.tell(Reported(load))
 
     @rule(
         uid=uids, loop_age_s=st.sampled_from((0.0, 3.9, 4.1)), step_age_s=st.sampled_from((None, 3.0, 400.0))
@@ -169,6 +197,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def drains(self, name: str, timeout_s: float, remove: bool) -> None:
         self.tell(Drain(name, timeout_s, remove))
+
+    @rule(count=st.integers(0, 8))
+    def scales(self, count: int) -> None:
+        self.tell(ScaleTo(count))
+
+    @rule(name=names, deadline_s=st.sampled_from((-1.0, 0.0, 3.0, 30.0, float("inf"))))
+    def gets_notice(self, name: str, deadline_s: float) -> None:
+        self.tell(TerminationNotice(name, deadline_s))
+
+    @rule(api_server=st.integers(0, 1), count=st.integers(0, 2), head_tokens=st.integers(1, 1600))
+    def holds(self, api_server: int, count: int, head_tokens: int) -> None:
+        assert self.tell(HeldRequests(api_server, count, count * head_tokens, head_tokens, 0)) == []
 
     @rule(seconds=st.sampled_from((0.25, 1.0, 3.0, 12.0)), beating=st.booleans())
     def time_passes(self, seconds: float, beating: bool) -> None:

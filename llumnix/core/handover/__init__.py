@@ -13,6 +13,7 @@ Source                    what it waits for           goes on with
   LAST_COPYING            its end of the copy         the next copy, COMMITTING
   COMMITTING              ACCEPTED                    ENDED: moved
   CANCELLING              its end of the copy         ENDED
+COMMIT goes with the very last copy: COMMITTING, too, may have one open, and the target tells of its failure.
 From each state up to LAST_COPYING a refusal, abort, preemption, finish, lost peer, failed copy or `timeout_s`
 leads to CANCELLING (a copy is open) or ENDED: aborted; a frozen request that is still there is put back.
 From COMMITTING: Abort or Refuse (the target's promise never to adopt it) puts the request back; the lost peer

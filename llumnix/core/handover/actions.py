@@ -41,6 +41,8 @@ class CopyBlocks:
     engine_id: str
     first_block: int
     num_blocks: int
+    stage: int
+    """As MigrationEnded counts them: of the last stage, the one before."""
 
 
 @dataclass(frozen=True, slots=True)

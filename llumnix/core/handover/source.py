@@ -62,8 +62,9 @@ class SourceHandover:
     """Moves one request to a peer; it goes on here whenever that ends before COMMIT.
 
     Not thread-safe. Invariants: the request is frozen exactly in FREEZING, LAST_GROWING, LAST_COPYING and
-    COMMITTING; a copy is open in COPYING, LAST_COPYING and CANCELLING, and nowhere else; once COMMIT is sent
-    the request runs here again only if the target promised by Abort never to adopt it.
+    COMMITTING; a copy is open in COPYING, LAST_COPYING and CANCELLING, perhaps in COMMITTING (the very last
+    one), and nowhere else; once COMMIT is sent the request runs here again only if the target promised by
+    Abort never to adopt it.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class SourceHandover:
                 return self._hear(message, now)
             case PeerLost(_, reason):
                 return self._peer_lost(reason)
+            case Stepped() if self.state is S.COMMITTING:
+                return []  # whatever it has lost here since, the target has everything
             case Stepped(_, num_tokens, num_settled_tokens):
                 return self._stepped(num_tokens, num_settled_tokens)
             case Quiesced():
@@ -142,6 +145,7 @@ class SourceHandover:
                 self.stages.num_reserved = message.num_blocks
                 return self._next_stage(now)
             case Accepted() if self.state is S.COMMITTING:
+                self.stages.confirm_copy()
                 return self._hand_over(confirmed=True, reason="the target took the request")
             case Refuse(_, reason) | Abort(_, reason):
                 # A promise never to adopt it: also after COMMIT the request may go on here.
@@ -164,8 +168,7 @@ class SourceHandover:
             self.stages.begin_last()
             if self.stages.is_complete():
                 return self._commit(self._quiesced, now)
-            self.state = S.LAST_COPYING
-            return self._copy_next()
+            return self._copy_last(self._quiesced, now)
         if self.stages.is_last():
             self.state = S.FREEZING
             return [Freeze(self.migration, self.request.engine_id, len(self.request.output_tokens))]
@@ -173,12 +176,20 @@ class SourceHandover:
         self.stages.begin()
         return self._copy_next()
 
+    def _copy_last(self, quiesced: Quiesced, now: float) -> list[Action]:
+        """COMMIT goes with the very last copy, so that the target goes on as soon as it has the blocks."""
+        self.state = S.LAST_COPYING
+        actions = self._copy_next()
+        return actions if self.stages.is_more_to_copy() else [*actions, *self._commit(quiesced, now)]
+
     def _copy_next(self) -> list[Action]:
         copy, first_block, num_blocks = self.stages.open_copy()
         this = self.request.engine_id
         return [
             self._tell(Stage(self.migration, copy, first_block, num_blocks)),
-            CopyBlocks(self.migration, copy, self.peer, this, first_block, num_blocks),
+            CopyBlocks(
+                self.migration, copy, self.peer, this, first_block, num_blocks, self.stages.num_stages
+            ),
         ]
 
     def _copy_ended(self, event: CopyDone | CopyFailed | CancelConfirmed, now: float) -> list[Action]:
@@ -189,14 +200,20 @@ class SourceHandover:
         if self.state is S.CANCELLING:
             self.state = S.ENDED
             return [release]
+        if self.state is S.COMMITTING:
+            return [release]  # a failed one fails at the target too: its Abort gives the request back
         if not isinstance(event, CopyDone):
             why = event.reason if isinstance(event, CopyFailed) else "it was cancelled"
             return [release, *self._give_up(f"the copy failed at the source: {why}")]
+        if self._quiesced and not self.stages.is_complete():
+            return [release, *self._copy_last(self._quiesced, now)]
         return [release, *(self._next_stage(now) if self.stages.is_complete() else self._copy_next())]
 
     # ---- the request itself -----------------------------------------------------------------------------
 
     def _stepped(self, num_tokens: int, num_settled_tokens: int) -> list[Action]:
+        if self.state is S.COMMITTING:
+            return []  # as in _preempted: what is lost here is the target's already
         if num_settled_tokens < self.stages.num_settled_tokens:
             return self._give_up("the request lost its blocks at the source")
         self.stages.num_tokens, self.stages.num_settled_tokens = num_tokens, num_settled_tokens
@@ -224,7 +241,8 @@ class SourceHandover:
         return self._give_up(reason, request_is_here=False)
 
     def _preempted(self) -> list[Action]:
-        # After COMMIT all blocks are at the target; should it still refuse, the request is computed anew.
+        # After COMMIT all blocks are at the target, or held for the last copy; should it still refuse, the
+        # request is computed anew.
         if self.state is S.COMMITTING:
             return []
         return self._give_up("the request was preempted at the source")
@@ -295,5 +313,6 @@ class SourceHandover:
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant does not hold."""
-        assert (self.stages.num_open > 0) == self.state.has_open_copy, self.state
+        has_open = self.stages.num_open > 0
+        assert has_open == self.state.has_open_copy or self.state is S.COMMITTING, self.state
         assert (self.deadline is None) == (self.state.is_over), self.state

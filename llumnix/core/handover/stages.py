@@ -66,6 +66,14 @@ class Stages:
         self.num_open = min(self.end - self.num_filled, self.settings.max_copy_blocks)
         return self.copy, self.num_filled, self.num_open
 
+    def is_more_to_copy(self) -> bool:
+        """After the open copy the stage will not be complete yet."""
+        return self.num_filled + self.num_open < self.end
+
+    def confirm_copy(self) -> None:
+        """The target has the blocks of the open copy, if there is one: count them."""
+        self.num_copied += self.num_open
+
     def close_copy(self, *, done: bool) -> None:
         if done:
             self.num_filled += self.num_open

@@ -74,7 +74,7 @@ class Instance:
                 self._notify(MovedFrom(self.uid, moved))
             case ToOwner(_, Adopted() as adopted):
                 self._notify(AdoptedAt(self.uid, adopted))
-            case CopyBlocks(migration, copy, peer, this, first, count):
+            case CopyBlocks(migration, copy, peer, this, first, count, _):
                 blocks = engine.requests[this].blocks[first : first + count]
                 assert len(blocks) == count > 0
                 engine.pin(migration, copy, blocks)

@@ -8,14 +8,17 @@ import msgspec
 import pytest
 
 from llumnix.core.events import CommandRefused
-from llumnix.core.handover.actions import Action, CopyBlocks, ReleaseCopy, SendToPeer
+from llumnix.core.handover.actions import Action, CopyBlocks, Freeze, Release, ReleaseCopy, SendToPeer
 from llumnix.core.handover.admission import Room, mismatch, no_room
 from llumnix.core.handover.epochs import Epoch, engine_id, split_engine_id
 from llumnix.core.handover.events import (
     CopyDone,
     PeerMessage,
+    Quiesced,
+    RequestPreempted,
     RequestSnapshot,
     StartMigration,
+    Stepped,
 )
 from llumnix.core.handover.host import Handovers
 from llumnix.core.handover.messages import (
@@ -178,6 +181,23 @@ def test_a_stage_is_copied_in_pieces_within_the_limit_on_blocks_under_way() -> N
         actions = one.handle(CopyDone("m1-1", copy.copy), 0.0)
         assert actions[0] == ReleaseCopy("m1-1", copy.copy)
     assert pieces == [(0, 4), (4, 4), (8, 1)]
+
+
+def test_a_request_that_loses_its_blocks_after_commit_does_not_run_on_here() -> None:
+    one = handovers(1)
+    start(one, "a")
+    actions = one.handle(PeerMessage(2, Ack("m1-1", 0, 12)), 0.0)
+    assert any(isinstance(action, CopyBlocks) for action in actions)
+    [_, freeze] = one.handle(CopyDone("m1-1", 1), 0.0)
+    assert isinstance(freeze, Freeze)
+    stage, _, commit = one.handle(Quiesced("a@0.0", (8,), 21, 20, b""), 0.0)
+    assert isinstance(stage, SendToPeer) and isinstance(stage.message, Stage)
+    assert isinstance(commit, SendToPeer) and isinstance(commit.message, Commit)
+    assert one.handle(CopyDone("m1-1", 2), 0.0) == [ReleaseCopy("m1-1", 2)]
+    assert one.handle(RequestPreempted("a@0.0"), 0.0) == []
+    assert one.handle(Stepped("a@0.0", 21, 0), 0.0) == []
+    release, *_ = one.handle(PeerMessage(2, Accepted("m1-1")), 0.0)
+    assert release == Release("a@0.0")
 
 
 @pytest.mark.parametrize("message", [Stage("m9-9", 1, 0, 1), Grow("m9-9", 3), MESSAGES[3], Ack("m9-9", 0, 1)])
