@@ -22,6 +22,7 @@ from llumnix.config.root import Config
 from llumnix.engine.migration.worker import EXTENSION
 from llumnix.engine.model_path import resolve_model, resolved_path
 from llumnix.engine.owned_args import owner
+from llumnix.engine.simulated.arguments import default_arguments, fixed_arguments
 from llumnix.errors import ConfigError
 
 _MAX_DETAIL_CHARS = 300
@@ -73,6 +74,8 @@ def server_namespace(config: Config, model: str | None = None) -> argparse.Names
     """The parsed command line that vLLM's OpenAI server would have; it holds secrets: never log it."""
     parser = make_arg_parser(_Parser(prog="llumnix", add_help=False))
     namespace: argparse.Namespace = parser.parse_args([])
+    if config.simulated is not None:
+        vars(namespace).update(default_arguments(config.simulated))
     actions = {action.dest: action for action in parser._actions}
     for name, value in config.engine_options.items():
         _check_name("engine", name, value, set(_ENGINE_FIELDS), actions)
@@ -88,6 +91,7 @@ def server_namespace(config: Config, model: str | None = None) -> argparse.Names
 def _fixed(config: Config, model: str) -> dict[str, Any]:
     """What llumnix itself sets; owned_args says why for each."""
     tls_cert, tls_key = config.http.tls_cert, config.http.tls_key
+    simulated = {} if config.simulated is None else fixed_arguments(config.simulated)
     return {
         "model": model,
         "served_model_name": [config.served_name],
@@ -103,6 +107,7 @@ def _fixed(config: Config, model: str) -> dict[str, Any]:
         "ssl_certfile": str(tls_cert) if tls_cert else None,
         "ssl_keyfile": str(tls_key) if tls_key else None,
         "api_key": [entry.secret() for entry in config.http.api_keys] or None,
+        **simulated,
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.serial_utils import MsgpackDecoder
 from zmq.utils.monitor import recv_monitor_message
 
+from llumnix.engine.lease import Lease
 from llumnix.engine.peers import from_frames
 from llumnix.errors import RefusedError
 from llumnix.log import get_logger
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_CONTACT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_LEASE_CHECK_MS = 500
+
 
 class Inbox:
     """Feeds the engine loop's input queue; runs on a thread of its own until the process ends."""
@@ -51,24 +57,28 @@ class Inbox:
         self._add_decoder = MsgpackDecoder(EngineCoreRequest)
         self._generic_decoder = MsgpackDecoder()
         self._codec = codec()
+        self._lease = Lease(core.lease_s, time.monotonic())
 
     def run(self, ready_event: threading.Event) -> None:
         endpoints = self._core.endpoints
         with ExitStack() as stack:
             context = stack.enter_context(zmq.Context())
             poller = zmq.Poller()
-            monitors: dict[zmq.Socket[bytes], int] = {}
+            monitors: dict[zmq.Socket[bytes], int | None] = {}
             inputs: dict[int, zmq.Socket[bytes]] = {}
             for server in endpoints.api_servers:
                 socket = stack.enter_context(self._open(context, server.input))
-                monitor = stack.enter_context(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+                monitor = stack.enter_context(socket.get_monitor_socket(_CONTACT))
                 inputs[server.index] = socket
                 monitors[monitor] = server.index
                 socket.send(JOIN)
                 poller.register(socket, zmq.POLLIN)
                 poller.register(monitor, zmq.POLLIN)
             control = stack.enter_context(self._open(context, endpoints.control.commands))
+            of_control = stack.enter_context(control.get_monitor_socket(_CONTACT))
+            monitors[of_control] = None
             poller.register(control, zmq.POLLIN)
+            poller.register(of_control, zmq.POLLIN)
             letters = stack.enter_context(self._open_letters(context))
             poller.register(letters, zmq.POLLIN)
             self._core.address_is(letters.getsockopt_string(zmq.LAST_ENDPOINT))
@@ -76,10 +86,10 @@ class Inbox:
             control.send(self._codec.encoder.encode(up))
             ready_event.set()
             while True:
-                ready = dict(poller.poll())
+                ready = dict(poller.poll(_LEASE_CHECK_MS))
+                self._check_lease()
                 for monitor, index in monitors.items():
-                    if monitor in ready:
-                        recv_monitor_message(monitor)
+                    if monitor in ready and self._has_lost(monitor) and index is not None:
                         self._lost_api_server(index, inputs[index])
                 if control in ready:
                     self._obey(control, self._codec.from_manager.decode(control.recv()))
@@ -109,6 +119,21 @@ class Inbox:
             address = f"tcp://{self._core.host}:*"
             self._guard = guard(context, endpoints.curve)
         return open_socket(context, zmq.PULL, address, bind=True, curve=endpoints.curve)
+
+    def _has_lost(self, monitor: zmq.Socket[bytes]) -> bool:
+        """Take in what became of a connection; whether it is gone."""
+        event = recv_monitor_message(monitor)["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._lease.opened(monitor)
+            return False
+        self._lease.lost(monitor, time.monotonic())
+        return True
+
+    def _check_lease(self) -> None:
+        if self._lease.is_over(time.monotonic()):
+            logger.critical("no contact to the cluster (migration.lease_s): the instance ends itself")
+            # The loop may hang, and nobody is there to whom an orderly end would be of use.
+            os._exit(1)
 
     def _take_in(self, index: int, frames: list[zmq.Frame]) -> None:
         kind, *data = frames
@@ -163,9 +188,7 @@ class Inbox:
         elif isinstance(command, Move):
             core.on_engine_thread(lambda: send(self._move(command)))
         elif isinstance(command, MoveAway):
-            core.on_engine_thread(
-                lambda: core.llumlet.move_away(command.target, command.address, command.reason, command.for_s)
-            )
+            core.on_engine_thread(lambda: core.llumlet.move_away(command))
         elif isinstance(command, PeerGone):
             core.on_engine_thread(lambda: core.peer_gone(command.uid, command.reason))
         elif isinstance(command, StopEngine):
@@ -183,7 +206,6 @@ class Inbox:
         return Done(command.command_id, result=migration)
 
     def _set_priority(self, command: SetPriority) -> Done:
-        if self._core.view.set_priority(command.request_id, command.priority):
-            self._core.llumlet.priority_changed(command.request_id, command.priority)
+        if self._core.set_priority(command.request_id, command.priority):
             return Done(command.command_id)
         return Done(command.command_id, f"request {command.request_id} is not running any more")

@@ -16,20 +16,21 @@ from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor import Executor
 
-from llumnix.config import MigrationConfig
+from llumnix.config import InstancesConfig, MigrationConfig
+from llumnix.core.handover.epochs import split_engine_id
 from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.load import InstanceReport
 from llumnix.engine.inbox import Inbox
 from llumnix.engine.llumlet import Llumlet
+from llumnix.engine.loop_clock import LoopClock
 from llumnix.engine.migration.port import MigrationPort
 from llumnix.engine.migration.resume import Resumer
+from llumnix.engine.open_transports import open_transports
 from llumnix.engine.outbox import DropApiServer, DropPeer, Outbox
 from llumnix.engine.scheduler_view import SchedulerView
-from llumnix.engine.transport import KVBlocks
-from llumnix.engine.transport_set import TransportSet
 from llumnix.errors import RefusedError
 from llumnix.log import get_logger
-from llumnix.wire import Endpoints, PeerAddress, RequestTable, ToManager
+from llumnix.wire import Endpoints, NewPriority, NoticeFrom, PeerAddress, RequestTable, ToManager
 
 logger = get_logger(__name__)
 
@@ -48,18 +49,6 @@ class OnEngineThread:
     call: Callable[[], object]
 
 
-class LoopClock:
-    """When the engine loop last came round; written by the engine thread, read by others.
-
-    Each field is one reference, so a reader sees an old or a new value, never half of one.
-    """
-
-    def __init__(self) -> None:
-        self.turned_at = time.monotonic()
-        self.step_since: float | None = None
-        self.thread_id = threading.get_ident()
-
-
 class InstanceCore(EngineCoreProc):
     """EngineCoreProc whose sockets, reports and extra calls are the llumlet's.
 
@@ -75,16 +64,18 @@ class InstanceCore(EngineCoreProc):
         uid: int,
         host: str,
         endpoints: Endpoints,
+        health: InstancesConfig,
         migration: MigrationConfig,
         handover: HandoverSettings,
     ) -> None:
-        """`host`: the address of this node that other nodes reach."""
+        """`host`: the address of this node that other nodes reach; `health`: when its loop counts as hung."""
         self.uid = uid
         self.host = host
         self._migration = migration
         self._handover = handover
         self.endpoints = endpoints
         self.clock = LoopClock()
+        self.health = health
         self.taken: dict[int, int] = {}
         self._next_report_at = 0.0
         self._step_ms = 0.0
@@ -115,10 +106,12 @@ class InstanceCore(EngineCoreProc):
     def process_input_sockets(
         self, input_addresses: list[str], coord: str | None, identity: bytes, ready_event: threading.Event
     ) -> None:
-        self.view = SchedulerView(self.scheduler)
         self.port = MigrationPort(self)
+        self.view = SchedulerView(self.scheduler, self.port.source.frozen_in_no_queue)
         self.resumer = Resumer(self, self.port.target)
-        self._transports = self._open_transports()
+        self._transports = open_transports(
+            self, self.port, self._migration.backend, self.host, self.endpoints
+        )
         self.llumlet = Llumlet(
             self.uid,
             self.port,
@@ -128,19 +121,11 @@ class InstanceCore(EngineCoreProc):
             send=self.output_queue.put_nowait,
             abort=self.abort_requests,
             set_priority=self.view.set_priority,
+            load=self._load,
         )
         self.publish_report(time.monotonic())
         ready = msgspec.msgpack.encode(self._make_ready_response())
         Inbox(self, identity, ready).run(ready_event)
-
-    def _open_transports(self) -> TransportSet | None:
-        """None where this process does not hold the KV cache: its workers do."""
-        if self.vllm_config.parallel_config.world_size > 1:
-            return None
-        views = self.port.kv_views()
-        blocks = KVBlocks(views, views[0].shape[0])
-        one_node = self.endpoints.curve is None
-        return TransportSet(blocks, self._migration.backend, self.host, one_node=one_node)
 
     def process_output_sockets(self, output_paths: list[str], coord: str | None, engine_index: int) -> None:
         Outbox(self).run()
@@ -148,8 +133,13 @@ class InstanceCore(EngineCoreProc):
     # ---- engine thread ----------------------------------------------------------------------------------
 
     def run_busy_loop(self) -> None:
-        self.clock.thread_id = threading.get_ident()
+        self.clock.thread = threading.current_thread()
         super().run_busy_loop()
+
+    @property
+    def lease_s(self) -> float:
+        """How long the instance goes on without any contact to the cluster."""
+        return self._migration.lease_s
 
     def on_engine_thread(self, call: Callable[[], object]) -> None:
         """Have the engine loop make a call between two steps; callable from any thread."""
@@ -202,10 +192,21 @@ class InstanceCore(EngineCoreProc):
             self.resumer.resume(request, output_token_ids)
         except RefusedError as error:
             self._cannot_resume(request.request_id, request.client_index, str(error))
+        self._advance_resumed()
 
     def _cannot_resume(self, request_id: str, api_server: int, reason: str) -> None:
         logger.warning("request %s cannot be resumed: %s", request_id, reason)
         self._send_error_outputs_to_client([request_id], api_server)
+
+    def set_priority(self, request_id: str, priority: int) -> bool:
+        """Change a request's engine priority, here and for its later runs elsewhere; False if it is gone."""
+        request = self.scheduler.requests.get(request_id)
+        if request is None or not self.view.set_priority(request_id, priority):
+            return False
+        self.llumlet.priority_changed(request_id, priority)
+        changed = NewPriority(split_engine_id(request_id)[0], priority)
+        self.output_queue.put_nowait((request.client_index, NoticeFrom(self.uid, priority=changed)))
+        return True
 
     def abort_requests(self, request_ids: list[str]) -> None:
         super().abort_requests(request_ids)
@@ -215,8 +216,7 @@ class InstanceCore(EngineCoreProc):
 
     def address_is(self, letters: str) -> None:
         """Where other llumlets reach this one."""
-        transport = b"" if self._transports is None else self._transports.address
-        self.address = PeerAddress(letters, transport)
+        self.address = PeerAddress(letters, self._transports.address)
 
     def peer_gone(self, uid: int, reason: str) -> None:
         """That instance is dead."""
@@ -229,11 +229,15 @@ class InstanceCore(EngineCoreProc):
     def publish_report(self, now: float) -> InstanceReport:
         """Hand the load to the outbox, and set when the next one is due by what this one cost."""
         self._measure_rate(now)
-        report = self.view.load(self.uid, self._step_ms, self._tokens_per_s, self.taken)
+        report = self._load()
         self.output_queue.put_nowait(report)
         cost_s = time.monotonic() - now
         self._next_report_at = now + min(0.5, max(REPORT_INTERVAL_S, cost_s / REPORT_COST_LIMIT))
         return report
+
+    def _load(self) -> InstanceReport:
+        moves = self.llumlet.moves_under_way()
+        return self.view.load(self.uid, self._step_ms, self._tokens_per_s, self.taken, moves)
 
     def tick(self) -> None:
         """Twice a second: the table of requests, and while idle the report that no step publishes."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llumnix.config import Config
+from llumnix.engine.allocator import keep_freed_memory
 from llumnix.errors import LlumnixError
 from llumnix.log import get_logger
 from llumnix.wire import Endpoints
@@ -50,6 +51,8 @@ def run_engine(spec: EngineSpec, host: str, on_stage: Callable[[str], None]) -> 
     try:
         on_stage("importing vLLM")
         _compile_nothing_if_eager(spec.config)
+        if not uses_gpus():
+            keep_freed_memory()
         from llumnix.engine.compat import check_vllm_version
 
         check_vllm_version()
@@ -70,6 +73,7 @@ def run_engine(spec: EngineSpec, host: str, on_stage: Callable[[str], None]) -> 
             uid=spec.uid,
             host=host,
             endpoints=spec.endpoints,
+            health=spec.config.instances,
             migration=spec.config.migration,
             handover=spec.config.handover,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.serial_utils import MsgpackEncoder
 
-from llumnix.core.events import Beat
+from llumnix.core.health import hang_reason
 from llumnix.core.load import InstanceReport
+from llumnix.engine.loop_clock import LoopWatch
 from llumnix.engine.peers import Letter, to_frames
 from llumnix.sockets import open_socket
 from llumnix.wire import (
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from llumnix.engine.instance import InstanceCore
 
 BEAT_INTERVAL_S = 0.25
-MANAGER_REPORT_INTERVAL_S = 0.05
+MANAGER_REPORT_INTERVAL_S = 0.1  # it decides as often
 IDLE_REPORT_INTERVAL_S = 0.5
+NEWS_KEPT = 1_000
+"""Messages that wait for a manager that is away: those of a minute or so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,15 @@ class Outbox:
         self._manager_report_at = 0.0
         self._next_beat_at = 0.0
         self._next_tick_at = 0.0
-        self._cpu = ThreadCpu(core)
+        self._watch = LoopWatch(core.uid, core.clock)
+        self._hangs = False
 
     def run(self) -> None:
         with ExitStack() as stack:
             context = stack.enter_context(zmq.Context())
             self._context = context
-            self._manager = stack.enter_context(self._open(self._core.endpoints.control.news))
+            news = self._core.endpoints.control.news
+            self._manager = stack.enter_context(self._open(news, NEWS_KEPT))
             self._sockets = {index: self._open(s.output) for index, s in self._servers.items()}
             stack.callback(self._close_sockets)
             while True:
@@ -96,8 +101,9 @@ class Outbox:
                     return
                 self._send(item)
 
-    def _open(self, address: str) -> zmq.Socket[bytes]:
-        return open_socket(self._context, zmq.PUSH, address, bind=False, curve=self._core.endpoints.curve)
+    def _open(self, address: str, send_limit: int = 0) -> zmq.Socket[bytes]:
+        curve = self._core.endpoints.curve
+        return open_socket(self._context, zmq.PUSH, address, bind=False, curve=curve, send_limit=send_limit)
 
     def _close_sockets(self) -> None:
         for socket in (*self._sockets.values(), *self._peers.values()):
@@ -149,7 +155,8 @@ class Outbox:
             self._tell_manager(Report(self._report))
 
     def _tell_manager(self, message: ToManager) -> None:
-        self._manager.send(self._codec.encoder.encode(message))
+        with suppress(zmq.Again):  # it has been away for long: reports and heartbeats of then are of no use
+            self._manager.send(self._codec.encoder.encode(message))
 
     def _say_last_words(self, reason: str) -> None:
         for socket in self._sockets.values():
@@ -165,40 +172,20 @@ class Outbox:
             self._core.on_engine_thread(self._core.tick)
         if now >= self._next_beat_at:
             self._next_beat_at = now + BEAT_INTERVAL_S
-            self._tell_manager(Heartbeat(self._beat(now)))
-        if self._report is not None and now - self._report_sent_at > IDLE_REPORT_INTERVAL_S:
+            self._beat(now)
+        # A loop that hangs falls silent to the API servers too, which may have no manager to tell them.
+        is_due = now - self._report_sent_at > IDLE_REPORT_INTERVAL_S
+        if self._report is not None and is_due and not self._hangs:
             self._send_report(self._report)
 
-    def _beat(self, now: float) -> Beat:
-        clock = self._core.clock
-        step_since = clock.step_since
-        return Beat(
-            uid=self._core.uid,
-            loop_age_s=max(0.0, now - clock.turned_at),
-            step_age_s=None if step_since is None else max(0.0, now - step_since),
-            cpu_share=self._cpu.share(now),
+    def _beat(self, now: float) -> None:
+        beat = self._watch.beat(now)
+        self._tell_manager(Heartbeat(beat))
+        health = self._core.health
+        reason = hang_reason(
+            beat,
+            0.0,
+            heartbeat_timeout_s=health.heartbeat_timeout_s,
+            step_timeout_s=health.step_timeout_s,
         )
-
-
-class ThreadCpu:
-    """Which part of the last second or so the engine loop's thread was on a CPU."""
-
-    WINDOW_S = 1.0
-
-    def __init__(self, core: InstanceCore) -> None:
-        self._core = core
-        self._thread_id = 0
-        self._clock = 0
-        self._marks: list[tuple[float, float]] = []
-
-    def share(self, now: float) -> float:
-        if self._core.clock.thread_id != self._thread_id:
-            self._thread_id = self._core.clock.thread_id
-            self._clock = time.pthread_getcpuclockid(self._thread_id)
-            self._marks = []
-        used = time.clock_gettime(self._clock)
-        while len(self._marks) > 1 and self._marks[1][0] <= now - self.WINDOW_S:
-            self._marks.pop(0)
-        self._marks.append((now, used))
-        since, used_then = self._marks[0]
-        return (used - used_then) / (now - since) if now > since else 1.0
+        self._hangs = reason is not None

@@ -1,4 +1,4 @@
-"""What llumlets say to each other, as frames: handover messages, and that a copy's receiver is in place."""
+"""What llumlets say to each other, as frames."""
 
 from __future__ import annotations
 
@@ -12,23 +12,15 @@ from llumnix.wire import PeerAddress
 
 
 @dataclass(frozen=True, slots=True)
-class Receiving:
-    """The target's transport expects this copy now: it may be sent."""
-
-    migration: str
-    copy: int
-
-
-@dataclass(frozen=True, slots=True)
 class Letter:
     """A message for a peer, and where that is."""
 
     peer: int
     address: PeerAddress
-    message: PeerMessageType | Receiving
+    message: PeerMessageType
 
 
-_BY_NAME = {kind.__name__: kind for kind in (*PEER_MESSAGES, Receiving)}
+_BY_NAME = {kind.__name__: kind for kind in PEER_MESSAGES}
 _DECODERS: dict[str, msgspec.msgpack.Decoder[Any]] = {
     name: msgspec.msgpack.Decoder(kind) for name, kind in _BY_NAME.items()
 }

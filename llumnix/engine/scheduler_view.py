@@ -6,7 +6,8 @@ Every private name of vLLM's scheduler and block pool that llumnix uses stands i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 from vllm.v1.core.sched.interface import PauseState
@@ -18,13 +19,26 @@ from llumnix.core.load import ClassLoad, InstanceReport
 from llumnix.wire import RequestRow
 
 
+@dataclass(frozen=True, slots=True)
+class MovesUnderWay:
+    """Migrations that an instance takes part in, as its report has them (InstanceReport)."""
+
+    leaving: int = 0
+    leaving_blocks: int = 0
+    arriving: int = 0
+    copy_blocks_per_s: float = 0.0
+
+
 class SchedulerView:
     """Reads one scheduler; every method must run on the engine thread."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, frozen: Callable[[], Iterable[Request]] = tuple) -> None:
+        """`frozen`: requests that a migration has taken out of the scheduler's queues for a moment."""
         self._scheduler = scheduler
+        self._frozen = frozen
         self._pool = scheduler.kv_cache_manager.block_pool
-        self._managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._tables = [manager.req_to_blocks for manager in managers]
         self.block_size: int = scheduler.block_size
         # vLLM keeps one block aside as the null block.
         self.total_blocks: int = self._pool.num_gpu_blocks - 1
@@ -35,31 +49,39 @@ class SchedulerView:
         step_ms: float,
         tokens_per_s: float,
         taken: dict[int, int],
+        moves: MovesUnderWay,
+        seq: int = 0,
     ) -> InstanceReport:
-        """The instance's load now; the outbox numbers it when it is sent."""
+        """The instance's load now; where `seq` is 0, the outbox numbers it when it is sent."""
         scheduler = self._scheduler
         classes: dict[int, list[int]] = {}
+        queued_blocks = num_waiting = prefill_tokens = backlog_blocks = 0
         for request in scheduler.running:
             counts = classes.setdefault(request.priority, [0, 0, 0])
             counts[0] += 1
-            counts[2] += self._held_blocks(request)
-        queued_blocks = num_waiting = 0
+            held = self._held_blocks(request)
+            counts[2] += held
+            if request.num_computed_tokens < request.num_tokens - 1:
+                prefill_tokens += request.num_tokens - request.num_computed_tokens
+                backlog_blocks += max(0, self._demand_blocks(request) - held)
         for request in _unsorted(scheduler.waiting):  # holds no blocks; the loop counts in deep queues
             counts = classes.setdefault(request.priority, [0, 0, 0])
             counts[1] += 1
             queued_blocks += self._demand_blocks(request)
+            prefill_tokens += request.num_tokens
             num_waiting += 1
-        for request in _unsorted(scheduler.kv_holding_waiting):
+        for request in chain(_unsorted(scheduler.kv_holding_waiting), self._frozen()):
             counts = classes.setdefault(request.priority, [0, 0, 0])
             counts[1] += 1
             held = self._held_blocks(request)
             counts[2] += held
             queued_blocks += max(0, self._demand_blocks(request) - held)
+            prefill_tokens += request.num_tokens - request.num_computed_tokens
             num_waiting += 1
         head = self._head_of_line()
         return InstanceReport(
             uid=uid,
-            seq=0,
+            seq=seq,
             block_size=self.block_size,
             total_blocks=self.total_blocks,
             used_blocks=self.total_blocks - self._pool.get_num_free_blocks(),
@@ -73,6 +95,12 @@ class SchedulerView:
             tokens_per_s=tokens_per_s,
             taken=dict(taken),
             paused=scheduler.pause_state != PauseState.UNPAUSED,
+            prefill_tokens=prefill_tokens,
+            backlog_blocks=backlog_blocks,
+            leaving=moves.leaving,
+            leaving_blocks=moves.leaving_blocks,
+            arriving=moves.arriving,
+            copy_blocks_per_s=moves.copy_blocks_per_s,
         )
 
     def rows(self) -> tuple[RequestRow, ...]:
@@ -114,7 +142,8 @@ class SchedulerView:
 
     def _waiting(self) -> Iterator[Request]:
         scheduler = self._scheduler
-        return chain(_unsorted(scheduler.waiting), _unsorted(scheduler.kv_holding_waiting))
+        queues = (_unsorted(scheduler.waiting), _unsorted(scheduler.kv_holding_waiting))
+        return chain(*queues, self._frozen())
 
     def _head_of_line(self) -> Request | None:
         for queue in (self._scheduler.kv_holding_waiting, self._scheduler.waiting):
@@ -126,7 +155,10 @@ class SchedulerView:
         return -(-request.num_tokens // self.block_size)
 
     def _held_blocks(self, request: Request) -> int:
-        return sum(len(manager.req_to_blocks.get(request.request_id, ())) for manager in self._managers)
+        num_held = 0
+        for table in self._tables:
+            num_held += len(table.get(request.request_id, ()))
+        return num_held
 
 
 def _unsorted(queue: RequestQueue) -> Iterable[Request]:

@@ -31,8 +31,31 @@ class SetAddress(msgspec.Struct, frozen=True):
 _decode = msgspec.msgpack.Decoder(SetAddress).decode
 
 
+class NoTransports:
+    """BlockTransports of an instance whose workers are on several nodes, or started by Ray."""
+
+    refusal = "an instance whose workers are not all on its own node does not move requests"
+    address = b""
+
+    def send(self, peer: bytes, transfer_id: str, block_ids: Sequence[int], on_done: OnDone) -> Transfer:
+        raise TransportError(self.refusal)
+
+    receive = send
+
+    def cancel(self, transfer: Transfer) -> None:
+        """There is none."""
+
+    def ended(self, transfer_id: str) -> None:
+        """There was none."""
+
+    def peer_gone(self, peer: bytes) -> None:
+        """Nothing is kept of it."""
+
+
 class TransportSet:
     """Opens what may be needed; which one a transfer takes follows from both sides' facts. Any thread."""
+
+    refusal = None
 
     def __init__(self, blocks: KVBlocks, backend: Backend, host: str, *, one_node: bool) -> None:
         """`host`: the address to listen at; `one_node`: no instance can be on another machine."""

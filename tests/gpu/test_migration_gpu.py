@@ -11,7 +11,7 @@ import torch
 
 from llumnix.engine import tiny_model
 from tests.engine.migration.lab import CHUNK_TOKENS, Lab, prompt, sampling
-from tests.engine.migration.move import Move
+from tests.engine.migration.move import Move, there_and_back
 from tests.engine.migration.test_exact import KINDS, check_same
 
 pytestmark = [
@@ -81,18 +81,8 @@ def test_there_and_back(labs: tuple[Lab, Lab], parameters: dict[str, Any]) -> No
     source, target = labs
     params, tokens = sampling(max_tokens=40, **parameters), prompt(50)
     reference = unmoved(source, tokens, params)
-    result = source.submit("a-0", tokens, params)
-    here, there, hop = source, target, 0
-    while result.finish is None:
-        here.step()
-        here.step()
-        if (
-            result.finish is None
-            and result.tokens
-            and Move(here, there, f"a-{hop}", f"a-{hop + 1}").run(steps_between=1)
-        ):
-            here, there, hop = there, here, hop + 1
-    assert hop >= 3
+    result, num_hops = there_and_back(source, target, tokens, params)
+    assert num_hops >= 3
     check_same(result, reference)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,11 +94,13 @@ class Target:
 
         Raises RefusedError if the grammar cannot be compiled or rejects the output.
         """
-        if not reservation.info.begun or reservation.request.structured_output_request is None:
-            return True
         if not grammar.is_ready(reservation.request):
             return False
         return reservation.replay.advance(reservation.info.grammar, GRAMMAR_TOKENS_PER_CALL)
+
+    def when_compiled(self, reservation: Reservation, call: Callable[[], object]) -> None:
+        """Have `call` made, on any thread, once asking is_ready again may bring more; perhaps at once."""
+        grammar.when_compiled(reservation.request, call)
 
     def adopt(self, reservation: Reservation, final: FinalState) -> None:
         """Run the request on from `final`; its blocks must have been written.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -63,6 +63,7 @@ class Source:
         if request is None:
             self._frozen.pop(request_id, None)
             return None
+        self._keep_back_if_preempted(request)
         return Progress(
             num_output_tokens=request.num_output_tokens,
             num_settled_tokens=self._access.settled_tokens(request),
@@ -134,6 +135,15 @@ class Source:
         else:
             self._access.let_go(frozen.request, frozen.earlier_step)
 
+    def _keep_back_if_preempted(self, request: Request) -> None:
+        """A frozen request that vLLM put back into its queue would run on, perhaps beside another run."""
+        frozen = self._frozen.get(request.request_id)
+        if frozen is None or frozen.queued or not self._access.queued(request):
+            return
+        self._access.let_go(request, frozen.earlier_step)
+        self._access.take_from_queue(request)
+        self._frozen[request.request_id] = replace(frozen, queued=True)
+
     def is_quiet(self, request_id: str) -> bool:
         """Whether the request is alive and no step in flight concerns it."""
         request = self._access.live(request_id)
@@ -164,14 +174,22 @@ class Source:
         )
 
     def release(self, request_id: str) -> None:
-        """The target runs it now: forget it here, without a word to its client, and free its blocks."""
-        self._settled(request_id)
+        """The target runs it now: forget it here, without a word to its client, and free its blocks.
+
+        That it may have been preempted since COMMIT is of no consequence any more.
+        """
+        if request_id not in self._frozen:
+            raise RefusedError(f"request {request_id} is not frozen")
         del self._frozen[request_id]
         self._access.drop(request_id)
 
     def frozen_requests(self) -> list[Request]:
         """Requests that are frozen; queued ones among them are in none of the scheduler's queues."""
         return [f.request for f in self._frozen.values() if not f.request.is_finished()]
+
+    def frozen_in_no_queue(self) -> list[Request]:
+        """Those that waited when they were frozen, and still do; running ones stay in `running`."""
+        return [request for request in self.frozen_requests() if self._access.queued(request)]
 
     def held_blocks(self) -> list[KVCacheBlock]:
         """Every block of every hold."""

@@ -6,6 +6,8 @@ token, or, with a reasoning parser, each one after the end of the reasoning.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from vllm.v1.request import Request
@@ -34,6 +36,16 @@ def is_ready(request: Request) -> bool:
     if isinstance(structured.grammar, Exception):
         raise RefusedError(f"its grammar cannot be compiled: {structured.grammar}")
     return structured.grammar is not None
+
+
+def when_compiled(request: Request, call: Callable[[], object]) -> None:
+    """Have `call` made once the request's grammar is compiled, on that thread; at once if it is."""
+    structured = request.structured_output_request
+    compiling = None if structured is None else structured._grammar
+    if isinstance(compiling, Future):
+        compiling.add_done_callback(lambda _: call())
+    else:
+        call()
 
 
 class GrammarReplay:

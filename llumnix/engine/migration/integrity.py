@@ -80,9 +80,7 @@ def _queues(access: SchedulerAccess, source: Source) -> list[str]:
     for queue in (scheduler.waiting, scheduler.kv_holding_waiting):
         places.update(request.request_id for request in queue)
     places.update(
-        request.request_id
-        for request in source.frozen_requests()
-        if request.status != RequestStatus.RUNNING and not places[request.request_id]
+        request.request_id for request in source.frozen_in_no_queue() if not places[request.request_id]
     )
     everywhere = places.keys() | scheduler.requests.keys()
     problems = [

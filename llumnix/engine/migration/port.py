@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
+from vllm.v1.request import Request
 
+from llumnix.core.victims import Candidate
 from llumnix.engine.migration.adopt import Target
 from llumnix.engine.migration.export import Source
 from llumnix.engine.migration.fingerprint import Fingerprint, fingerprint
@@ -50,11 +54,29 @@ class MigrationPort:
         request = self._access.live(request_id)
         return 0 if request is None else request.num_tokens
 
-    def victims(self) -> list[str]:
-        """Live requests, those to move first in front: lower priority, then shorter (paper, section 4.4)."""
-        live = [r for r in self._access.scheduler.requests.values() if not r.is_finished()]
-        live.sort(key=lambda request: (-request.priority, request.num_tokens))
-        return [request.request_id for request in live]
+    def candidates(self, may_move: Callable[[str], bool], *, waiting: bool) -> list[Candidate]:
+        """Live requests that could leave, in batch order; with `waiting` those of the queue behind them."""
+        scheduler = self._access.scheduler
+        queued = chain(scheduler.kv_holding_waiting, scheduler.waiting) if waiting else ()
+        return [
+            self._candidate(request)
+            for request in chain(scheduler.running, queued)
+            if may_move(request.request_id)
+        ]
+
+    def _candidate(self, request: Request) -> Candidate:
+        is_running = not self._access.queued(request)
+        num_blocks = self._access.num_blocks_for(request.num_tokens)
+        if is_running:
+            num_blocks = len(self._access.block_ids(request.request_id))
+        return Candidate(request.request_id, request.priority, request.num_tokens, num_blocks, is_running)
+
+    def held_blocks(self, request_id: str) -> int | None:
+        """Blocks that a running request holds; None if it does not run."""
+        request = self._access.live(request_id)
+        if request is None or self._access.queued(request):
+            return None
+        return len(self._access.block_ids(request_id))
 
     def num_missing_blocks(self) -> int:
         """Free blocks that the next step lacks, if every request at a block's end takes another."""

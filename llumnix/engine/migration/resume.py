@@ -25,7 +25,7 @@ class Resumer:
         """Those whose grammar is still being compiled or catching up."""
 
     def resume(self, sent: EngineCoreRequest, output_token_ids: Sequence[int]) -> None:
-        """Run `sent` on after these outputs; raises RefusedError if that cannot be done exactly."""
+        """Have `advance` run `sent` on after these outputs; RefusedError if that cannot be done exactly."""
         sampling = sent.sampling_params
         if sampling is None:
             raise RefusedError("a pooling request has no output to go on from")
@@ -61,7 +61,6 @@ class Resumer:
             workers=states,
         )
         self._pending.append((self._target.open(info, sent.request_id), final))
-        self.advance()
 
     def _refuse_what_cpu_cannot(self, sent: EngineCoreRequest, num_outputs: int) -> None:
         config = self._engine.vllm_config

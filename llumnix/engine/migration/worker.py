@@ -20,7 +20,8 @@ EXTENSION = "llumnix.engine.migration.worker.MigrationWorker"
 
 
 class MigrationWorker:
-    """Mixed into vllm.v1.worker.gpu_worker.Worker or a subclass of it; brings no state of its own."""
+    """Mixed into vllm.v1.worker.gpu_worker.Worker or a subclass of it; has a state only once its transports
+    are opened, which they are where the workers are processes of their own."""
 
     def llumnix_describe(self: Any) -> bytes:
         """A WorkerDescription as msgpack; reads a few values of every weight."""
@@ -46,6 +47,31 @@ class MigrationWorker:
     def llumnix_kv_views(self: Any) -> list[torch.Tensor]:
         """This rank's KV cache, one view per layer, dimension 0 the scheduler's block id. In-process only."""
         return block_views(self.model_runner)
+
+    def llumnix_open_transport(self: Any, options: bytes) -> bytes:
+        """Open this rank's transports (RankTransportOptions); their address."""
+        from llumnix.engine.migration.rank_transport import RankTransport, RankTransportOptions
+
+        decoded = msgspec.msgpack.decode(options, type=RankTransportOptions)
+        self.llumnix_transport = RankTransport(self.rank, self.llumnix_kv_views(), decoded)
+        address: bytes = self.llumnix_transport.address
+        return address
+
+    def llumnix_begin_transfer(
+        self: Any, way: str, peer: list[bytes], transfer_id: str, block_ids: list[int]
+    ) -> str:
+        """See RankTransport.begin; `peer` are the addresses of all ranks of the other side."""
+        error: str = self.llumnix_transport.begin(way, peer[self.rank], transfer_id, block_ids)
+        return error
+
+    def llumnix_cancel_transfer(self: Any, transfer_id: str) -> None:
+        self.llumnix_transport.cancel(transfer_id)
+
+    def llumnix_transfer_ended(self: Any, transfer_id: str) -> None:
+        self.llumnix_transport.ended(transfer_id)
+
+    def llumnix_peer_gone(self: Any, peer: list[bytes]) -> None:
+        self.llumnix_transport.peer_gone(peer[self.rank])
 
 
 def _runner(worker: Any) -> Any:

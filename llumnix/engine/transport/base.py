@@ -53,7 +53,7 @@ class TransportSettings:
     open_timeout_s: float = 10.0
     """How long making a connection may take while the peer shows signs of life."""
     offer_timeout_s: float = 10.0
-    """How long a receiving side waits for the sender to begin."""
+    """How long either side waits for the other one to send, or to expect, a transfer."""
     idle_close_s: float = 30.0
     """A connection without transfers is closed after this long; the next send opens one again."""
 
@@ -86,10 +86,11 @@ class Channel(ABC):
 
     @abstractmethod
     def send(self, transfer_id: str, block_ids: Sequence[int], on_done: OnDone) -> Transfer:
-        """Starts copying blocks to the peer, which must already `receive` this id; returns at once.
+        """Starts copying blocks to the peer, once it does `receive` this id; returns at once.
 
         The blocks' content must not change until `on_done`: complete blocks that the request holds do not.
         On GPU the copy comes after all work that the calling thread's current stream was given before.
+        Fails after the peer's `offer_timeout_s` without a receiver.
         Raises TransportError for bad block ids or a closed endpoint; all else ends in `on_done`.
         """
 

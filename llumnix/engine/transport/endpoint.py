@@ -92,7 +92,7 @@ class BlockEndpoint(Endpoint):
             transfer = self._new(transfer_id, block_ids, on_done, fence, self._receiving)
             self._expected[transfer_id] = (transfer, time.monotonic() + self._settings.offer_timeout_s)
             # Under the lock: the loop cannot end before it has seen this one.
-            self._loop.call_soon(self._tick_while_needed)
+            self._loop.call_soon(self._expect, transfer_id)
         return transfer
 
     def cancel(self, transfer: Transfer) -> None:
@@ -180,6 +180,12 @@ class BlockEndpoint(Endpoint):
             if transfer.link is not None:
                 transfer.link.drop(transfer, "the other side cancelled it")
             transfer.end(OutcomeKind.CANCELLED, "cancelled")
+
+    def _expect(self, transfer_id: str) -> None:
+        for link in list(self._links):
+            if isinstance(link, ReceiveLink):
+                link.look_for(transfer_id)
+        self._tick_while_needed()
 
     def _claim(self, transfer_id: str) -> BlockTransfer | None:
         with self._lock:

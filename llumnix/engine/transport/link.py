@@ -10,6 +10,7 @@ from typing import Any
 
 from llumnix.engine.transport.base import OutcomeKind, TransportError, TransportSettings
 from llumnix.engine.transport.blocks import KVBlocks
+from llumnix.engine.transport.chunks import ChunkPlan
 from llumnix.engine.transport.control import ControlSocket
 from llumnix.engine.transport.loop import Loop
 from llumnix.engine.transport.messages import Address, Message, Note, Ping, Pong
@@ -29,6 +30,16 @@ class Surroundings:
     address: Address
     on_gone: Callable[[Link], None]
     """Called on the loop once a connection holds nothing any more."""
+
+
+@dataclass(slots=True)
+class Carried:
+    """A transfer on a connection, chunk by chunk, in order: num_taken <= next_chunk <= plan.num_chunks."""
+
+    transfer: BlockTransfer
+    plan: ChunkPlan
+    next_chunk: int = 0
+    num_taken: int = 0
 
 
 class Link(ABC):
@@ -51,6 +62,10 @@ class Link(ABC):
         self._gone = False
         self._born = self._last_heard = self._last_ping = self._last_used = now
         self.staging_bytes = 0
+        self._transfers: dict[int, Carried] = {}
+        """By number, those that have not ended."""
+        self._busy_slots: dict[int, int] = {}
+        """Staging slot -> number of the transfer whose chunk is in it."""
 
     @property
     def is_usable(self) -> bool:
@@ -58,14 +73,14 @@ class Link(ABC):
         return self._ending is None
 
     @property
-    @abstractmethod
     def num_transfers(self) -> int:
         """Transfers that this connection carries and that have not ended."""
+        return len(self._transfers)
 
     @property
-    @abstractmethod
     def num_busy_slots(self) -> int:
         """Staging slots in use."""
+        return len(self._busy_slots)
 
     @abstractmethod
     def _handle(self, message: Message) -> None:
@@ -79,17 +94,20 @@ class Link(ABC):
     def _opened(self) -> None:
         """The worker has opened this side's data plane."""
 
-    @abstractmethod
     def _take_transfers(self) -> list[BlockTransfer]:
         """Forgets all transfers that have not ended, and returns them."""
+        taken = [carried.transfer for carried in self._transfers.values()]
+        self._transfers.clear()
+        return taken
 
     @abstractmethod
     def drop(self, transfer: BlockTransfer, reason: str) -> None:
         """Forgets one transfer and tells the peer; what is staged of it is still accounted for."""
 
-    @abstractmethod
     def check_integrity(self) -> None:
         """Raises TransportError if slots or transfers do not add up."""
+        if ended := [i for i, c in self._transfers.items() if c.transfer.outcome is not None]:
+            raise TransportError(f"ended transfers are still carried: {ended}.")
 
     def tick(self, now: float) -> None:
         """Asks a peer that matters for a sign of life, and gives it up after peer_timeout_s of silence."""

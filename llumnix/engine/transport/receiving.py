@@ -5,13 +5,13 @@ from __future__ import annotations
 import hmac
 import secrets
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from llumnix.engine.transport.base import OutcomeKind, TransportError
+from llumnix.engine.transport.base import OutcomeKind
 from llumnix.engine.transport.chunks import ChunkPlan
 from llumnix.engine.transport.control import ControlSocket
-from llumnix.engine.transport.link import Link, Surroundings, out_of_place
+from llumnix.engine.transport.link import Carried, Link, Surroundings, out_of_place
 from llumnix.engine.transport.messages import (
     PROTOCOL_VERSION,
     Accept,
@@ -34,15 +34,8 @@ from llumnix.engine.transport.plane import Geometry
 from llumnix.engine.transport.transfer import BlockTransfer
 from llumnix.engine.transport.worker import Job
 
-
-@dataclass(slots=True)
-class _Receiving:
-    """Chunks come in order: num_taken <= next_chunk <= plan.num_chunks."""
-
-    transfer: BlockTransfer
-    plan: ChunkPlan
-    next_chunk: int = 0
-    num_taken: int = 0
+_MAX_OFFERS = 64
+"""Of one peer that this side does not expect yet; many times what the llumlet's limits let come."""
 
 
 class ReceiveLink(Link):
@@ -60,29 +53,14 @@ class ReceiveLink(Link):
         self._claim = claim
         self._nonces: tuple[bytes, bytes] | None = None
         self._geometry: Geometry | None = None
-        self._transfers: dict[int, _Receiving] = {}
-        self._busy_slots: dict[int, int] = {}
+        self._offers: dict[str, tuple[Offer, float]] = {}
+        """By transfer id, what this side does not expect yet, and when it is declined."""
         self._control = ControlSocket(around.loop, sock, self._on_message, self._on_end)
-
-    @property
-    def num_transfers(self) -> int:
-        """See Link."""
-        return len(self._transfers)
-
-    @property
-    def num_busy_slots(self) -> int:
-        """See Link."""
-        return len(self._busy_slots)
 
     def drop(self, transfer: BlockTransfer, reason: str) -> None:
         """See Link."""
         if self._transfers.pop(transfer.number, None) is not None:
             self._send(Stop(transfer.number, reason))
-
-    def check_integrity(self) -> None:
-        """See Link."""
-        if ended := [i for i, r in self._transfers.items() if r.transfer.outcome is not None]:
-            raise TransportError(f"ended transfers are still carried: {ended}.")
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -138,9 +116,37 @@ class ReceiveLink(Link):
 
     def _offered(self, offer: Offer) -> None:
         transfer = self._claim(offer.transfer_id)
-        if transfer is None or self._geometry is None:
+        if transfer is None:
+            self._keep(offer)
+        else:
+            self._take(offer, transfer)
+
+    def _keep(self, offer: Offer) -> None:
+        if len(self._offers) >= _MAX_OFFERS or offer.transfer_id in self._offers:
             self._send(Decline(offer.number, "the receiver expects no such transfer"))
             return
+        declined_at = time.monotonic() + self._around.settings.offer_timeout_s
+        self._offers[offer.transfer_id] = (offer, declined_at)
+
+    def look_for(self, transfer_id: str) -> None:
+        """This side expects it now: the peer may have offered it already."""
+        if transfer_id not in self._offers:
+            return
+        transfer = self._claim(transfer_id)
+        if transfer is not None:
+            offer, _ = self._offers.pop(transfer_id)
+            self._take(offer, transfer)
+
+    def tick(self, now: float) -> None:
+        """Also declines what nobody here has come to expect."""
+        super().tick(now)
+        for transfer_id, (offer, declined_at) in list(self._offers.items()):
+            if declined_at <= now:
+                del self._offers[transfer_id]
+                self._send(Decline(offer.number, "the receiver expects no such transfer"))
+
+    def _take(self, offer: Offer, transfer: BlockTransfer) -> None:
+        assert self._geometry is not None, "offers come once it is open"
         if offer.num_blocks != len(transfer.block_ids):
             reason = f"{offer.num_blocks} blocks were offered, {len(transfer.block_ids)} are expected"
             self._send(Decline(offer.number, reason))
@@ -153,7 +159,7 @@ class ReceiveLink(Link):
             return
         self._begin_use()
         transfer.link, transfer.number = self, offer.number
-        self._transfers[offer.number] = _Receiving(transfer, plan)
+        self._transfers[offer.number] = Carried(transfer, plan)
 
     def _staged(self, staged: Staged) -> None:
         """What has been dropped is pulled too: its bytes are in the pipe, and the slot must come back."""
@@ -189,8 +195,9 @@ class ReceiveLink(Link):
         receiving = self._transfers.pop(stop.number, None)
         if receiving is not None:
             receiving.transfer.end(OutcomeKind.FAILED, stop.reason)
+            return
+        self._offers = {i: kept for i, kept in self._offers.items() if kept[0].number != stop.number}
 
     def _take_transfers(self) -> list[BlockTransfer]:
-        taken = [receiving.transfer for receiving in self._transfers.values()]
-        self._transfers.clear()
-        return taken
+        self._offers.clear()
+        return super()._take_transfers()

@@ -6,12 +6,11 @@ import collections
 import hmac
 import secrets
 import time
-from dataclasses import dataclass
 
 from llumnix.engine.transport.base import OutcomeKind, TransportError
 from llumnix.engine.transport.chunks import ChunkPlan
 from llumnix.engine.transport.control import ControlSocket
-from llumnix.engine.transport.link import Link, Surroundings, out_of_place
+from llumnix.engine.transport.link import Carried, Link, Surroundings, out_of_place
 from llumnix.engine.transport.messages import (
     PROTOCOL_VERSION,
     Accept,
@@ -36,16 +35,6 @@ from llumnix.engine.transport.transfer import BlockTransfer
 from llumnix.engine.transport.worker import Job
 
 
-@dataclass(slots=True)
-class _Sending:
-    """0 <= taken <= staged-and-announced <= next_chunk <= plan.num_chunks."""
-
-    transfer: BlockTransfer
-    plan: ChunkPlan
-    next_chunk: int = 0
-    num_taken: int = 0
-
-
 class SendLink(Link):
     """Opens with the first transfer; transfers that come meanwhile wait in it."""
 
@@ -60,27 +49,15 @@ class SendLink(Link):
         )
         self._nonce = secrets.token_bytes(16)
         self._own_plane_open = self._peer_plane_open = False
-        self._transfers: dict[int, _Sending] = {}
         self._last_number = 0
-        self._turns: collections.deque[_Sending] = collections.deque()
+        self._turns: collections.deque[Carried] = collections.deque()
         """Accepted transfers with chunks left, the next in turn first; may hold ended ones."""
         self._free_slots = list(range(settings.num_slots))
-        self._busy_slots: dict[int, int] = {}
-        """Slot -> transfer number; free and busy slots are disjoint and make up all."""
+        """Free and busy slots are disjoint and make up all."""
         self._control = ControlSocket.connect(
             around.loop, peer.family, (peer.host, peer.port), self._on_message, self._on_end
         )
         self._send(Hello(PROTOCOL_VERSION, peer.transport, self._nonce))
-
-    @property
-    def num_transfers(self) -> int:
-        """See Link."""
-        return len(self._transfers)
-
-    @property
-    def num_busy_slots(self) -> int:
-        """See Link."""
-        return len(self._busy_slots)
 
     def add(self, transfer: BlockTransfer) -> None:
         """Carries a transfer; it ends by itself."""
@@ -90,7 +67,7 @@ class SendLink(Link):
         )
         self._last_number += 1
         transfer.link, transfer.number = self, self._last_number
-        self._transfers[transfer.number] = _Sending(transfer, plan)
+        self._transfers[transfer.number] = Carried(transfer, plan)
         if self._is_open:
             self._offer(transfer)
 
@@ -116,8 +93,7 @@ class SendLink(Link):
         slots = sorted([*self._free_slots, *self._busy_slots])
         if slots != list(range(self._geometry.num_slots)):
             raise TransportError(f"staging slots are lost or doubled: {slots}.")
-        if ended := [i for i, s in self._transfers.items() if s.transfer.outcome is not None]:
-            raise TransportError(f"ended transfers are still carried: {ended}.")
+        super().check_integrity()
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -175,7 +151,7 @@ class SendLink(Link):
         if (sending := self._transfers.get(number)) is not None:
             self._finish(sending, OutcomeKind.FAILED, reason)
 
-    def _finish(self, sending: _Sending, kind: OutcomeKind, reason: str = "") -> None:
+    def _finish(self, sending: Carried, kind: OutcomeKind, reason: str = "") -> None:
         del self._transfers[sending.transfer.number]
         self._last_used = time.monotonic()
         sending.transfer.end(kind, reason)
@@ -215,11 +191,6 @@ class SendLink(Link):
         del self._busy_slots[slot]
         self._free_slots.append(slot)
         self._fill_slots()
-
-    def _take_transfers(self) -> list[BlockTransfer]:
-        taken = [sending.transfer for sending in self._transfers.values()]
-        self._transfers.clear()
-        return taken
 
     def _on_end(self, reason: str) -> None:
         if self._ending is not None:  # the peer has closed its side after our goodbye

@@ -24,6 +24,7 @@ def set_environment() -> None:
 with patch.dict(os.environ):  # only here: other tests start processes of their own
     set_environment()
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.envs import disable_envs_cache as disable_envs_cache
     from vllm.lora.request import LoRARequest as LoRARequest
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.core.sched.interface import PauseState as PauseState

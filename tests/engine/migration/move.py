@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from llumnix.engine.migration.adopt import Reservation
 from llumnix.engine.migration.state import FinalState, PrepareInfo, decode, encode
 from llumnix.errors import RefusedError
-from tests.engine.migration.lab import BLOCK_SIZE, Lab
+from tests.engine.migration.lab import BLOCK_SIZE, Lab, Result
 
 
 def copy_blocks(source: Lab, target: Lab, pairs: list[tuple[int, int]], reservation: Reservation) -> None:
@@ -119,3 +120,19 @@ class Move:
             copy_blocks(self.source, self.target, pairs, self.reservation)
         self.num_copied += len(pairs)
         self.num_sent_blocks += len(pairs)
+
+
+def there_and_back(source: Lab, target: Lab, tokens: list[int], params: Any) -> tuple[Result, int]:
+    """A request that moves every few steps until it ends, and how often it did."""
+    result = source.submit("a-0", tokens, params)
+    here, there, hop = source, target, 0
+    while result.finish is None:
+        here.step()
+        here.step()
+        if (
+            result.finish is None
+            and result.tokens
+            and Move(here, there, f"a-{hop}", f"a-{hop + 1}").run(steps_between=1)
+        ):
+            here, there, hop = there, here, hop + 1
+    return result, hop

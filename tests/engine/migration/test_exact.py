@@ -9,7 +9,7 @@ import pytest
 
 from llumnix.engine.migration.state import FinalState, PromptLogprobs, WorkerState
 from tests.engine.migration.lab import CHUNK_TOKENS, Lab, Result, json_schema, prompt, sampling
-from tests.engine.migration.move import Move
+from tests.engine.migration.move import Move, there_and_back
 
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -80,18 +80,8 @@ def test_there_and_back_again_and_again(any_labs: tuple[Lab, Lab], kind: str) ->
     source, target = any_labs
     params, tokens = sampling(**KINDS[kind] | {"max_tokens": 30}), prompt(50, seed=1)
     reference = unmoved(source, tokens, params)
-    result = source.submit("a-0", tokens, params)
-    here, there, hop = source, target, 0
-    while result.finish is None:
-        here.step()
-        here.step()
-        if (
-            result.finish is None
-            and result.tokens
-            and Move(here, there, f"a-{hop}", f"a-{hop + 1}").run(steps_between=1)
-        ):
-            here, there, hop = there, here, hop + 1
-    assert hop >= 4
+    result, num_hops = there_and_back(source, target, tokens, params)
+    assert num_hops >= 4
     check_same(result, reference)
 
 

@@ -100,3 +100,32 @@ def test_a_moved_request_can_be_preempted_at_the_target(labs: tuple[Lab, Lab]) -
     preempt(target, "a-1")
     target.run("a-1")
     check_same(result, reference)
+
+
+def test_preempted_while_the_target_takes_it_the_request_does_not_run_on(labs: tuple[Lab, Lab]) -> None:
+    """Everything has been sent: whether the target has it is not known yet, and two runs must not be."""
+    source, target = labs
+    params, tokens = sampling(max_tokens=60), prompt(60, seed=6)
+    reference = unmoved(source, tokens, params)
+    result = source.submit("a", tokens, params, arrival_time=9.0)
+    while not result.tokens:
+        source.step()
+    move = Move(source, target, "a", "a-1")
+    move.prepare()
+    assert move.freeze()
+    final = source.port.source.final_state("a")
+    num_tokens = len(result.tokens)
+    preempt(source, "a")
+    for _ in range(5):
+        source.port.source.progress("a")  # as the llumlet does after each step
+        source.step()
+    assert len(result.tokens) == num_tokens
+    assert source.port.check_integrity() == []
+    source.port.source.release("a")
+    assert source.port.check_integrity() == []
+    assert move.reservation is not None
+    target.port.target.free(move.reservation)
+    assert final.num_computed_tokens > 0
+    source.run("older")
+    assert "a" not in source.engine.scheduler.requests
+    assert result.tokens == reference.tokens[:num_tokens]

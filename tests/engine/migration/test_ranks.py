@@ -9,7 +9,7 @@ import pytest
 
 from llumnix.engine.migration.state import WorkerState
 from tests.engine.migration.conftest import PairBuilder
-from tests.engine.migration.lab import Lab, prompt, sampling
+from tests.engine.migration.lab import Lab, disable_envs_cache, prompt, sampling
 from tests.engine.migration.move import Move
 from tests.engine.migration.test_exact import check_same
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.load
 @pytest.fixture(scope="module")
 def rank_labs(build_pair: PairBuilder) -> tuple[Lab, Lab]:
     with pytest.MonkeyPatch.context() as environment:
+        disable_envs_cache()  # filled by the engines of other tests
         environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it wants a NUMA node for each rank
         return build_pair(
             tensor_parallel_size=2,

@@ -38,9 +38,11 @@ def test_finished_and_unknown_requests(labs: tuple[Lab, Lab]) -> None:
     assert source.progress("a") is None
     assert not source.is_quiet("a")
     source.unfreeze("a")
-    for call in (source.identity, source.copyable_blocks, source.freeze, source.final_state, source.release):
+    for call in (source.identity, source.copyable_blocks, source.freeze, source.final_state):
         with pytest.raises(UnknownTargetError, match="finished or was never here"):
             call("a")
+    with pytest.raises(RefusedError, match="is not frozen"):
+        source.release("a")
 
 
 @pytest.mark.parametrize(
