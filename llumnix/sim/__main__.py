@@ -1,0 +1,3 @@
+from llumnix.sim.cli import main
+
+main()
