@@ -30,13 +30,15 @@ DESCRIPTIONS = {
     404: "Nothing has this id.",
     409: "Known, but impossible now; the message says why.",
     413: "The body is larger than 64 KiB.",
+    429: "The token sends too many requests a second; Retry-After says how long to wait.",
     500: "A fault of the daemon; its log has the cause.",
     503: "Not ready, or the journal cannot be read.",
 }
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of these error answers."""
+    """Return the OpenAPI description of these error answers, and of those that any call may get."""
+    statuses = (*statuses, 429)
     return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in statuses}
 
 

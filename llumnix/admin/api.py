@@ -1,5 +1,6 @@
 """The admin API as an ASGI app: gate, routes, error answers and their OpenAPI description."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,15 +12,22 @@ from llumnix.admin.command_routes import commands
 from llumnix.admin.control import ClusterControl
 from llumnix.admin.gate import Gate
 from llumnix.admin.journal import Journal
+from llumnix.admin.logs import LogDir
 from llumnix.admin.metrics import build_registry
+from llumnix.admin.rates import RateLimit
 from llumnix.admin.read_routes import lists, probes, single
 from llumnix.admin.routes import Surroundings
 from llumnix.admin.sse import KEEP_ALIVE_S, EventFeed
+from llumnix.admin.support_routes import support
 from llumnix.admin.tokens import TokenBook
 
 
 def build_app(
-    control: ClusterControl, journal: Journal, tokens: TokenBook, keep_alive_s: float = KEEP_ALIVE_S
+    control: ClusterControl,
+    journal: Journal,
+    tokens: TokenBook,
+    log_dir: Path,
+    keep_alive_s: float = KEEP_ALIVE_S,
 ) -> FastAPI:
     """Return the app; all of it runs on one event loop, that of `control`."""
     feed = EventFeed(journal, keep_alive_s)
@@ -30,11 +38,12 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.surroundings = Surroundings(control, journal, feed, build_registry(control, journal))
-    for router in (probes, single, lists, commands):
+    registry = build_registry(control, journal)
+    app.state.surroundings = Surroundings(control, journal, feed, registry, LogDir(log_dir))
+    for router in (probes, single, lists, support, commands):
         app.include_router(router)
     install_handlers(app)
-    app.add_middleware(Gate, tokens=tokens)
+    app.add_middleware(Gate, tokens=tokens, rate=RateLimit())
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     return app
 

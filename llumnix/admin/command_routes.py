@@ -17,6 +17,7 @@ from llumnix.admin.routes import (
 from llumnix.admin.schema import (
     Accepted,
     AddInstances,
+    Cluster,
     DrainOptions,
     Instance,
     InstancesAdded,
@@ -24,6 +25,8 @@ from llumnix.admin.schema import (
     Node,
     Request,
     RequestPatch,
+    ScaleOptions,
+    TerminationOptions,
 )
 
 commands = APIRouter(
@@ -32,6 +35,14 @@ commands = APIRouter(
     dependencies=[TOKEN_NEEDED, NO_QUERY],
     responses=documented(400, 401, 403, 404, 409, 413, 500, 503),
 )
+
+
+@commands.post("/cluster/scale", status_code=202)
+async def scale_cluster(around: Around, actor: Actor, body: ScaleOptions) -> Cluster:
+    """Have this many instances: start new ones, or drain and remove those with the fewest requests."""
+    action = Action("scale", actor, "cluster", body.model_dump())
+    await audited(around.journal, action, around.control.scale(body.count, actor))
+    return around.control.cluster()
 
 
 @commands.post("/instances", status_code=202)
@@ -73,8 +84,30 @@ async def drain_instance(
     """Empty an instance; state `drained` and `safe_to_remove` are the signal."""
     options = body or DrainOptions()
     action = Action("drain", actor, f"instance/{instance_id}", options.model_dump())
-    drain = around.control.drain("instance", instance_id, options.timeout_s, actor)
+    drain = around.control.drain("instance", instance_id, options, actor)
     await audited(around.journal, action, drain)
+    return find_instance(around.control, instance_id)
+
+
+@commands.post("/instances/{instance_id}/restart", status_code=202)
+async def restart_instance(
+    around: Around, actor: Actor, instance_id: TargetId, body: DrainOptions | None = None
+) -> Instance:
+    """Drain an instance, then replace its process; a larger `incarnation` that runs is the signal."""
+    options = body or DrainOptions()
+    action = Action("restart", actor, f"instance/{instance_id}", options.model_dump())
+    await audited(around.journal, action, around.control.restart(instance_id, options, actor))
+    return find_instance(around.control, instance_id)
+
+
+@commands.post("/instances/{instance_id}/terminate", status_code=202)
+async def terminate_instance(
+    around: Around, actor: Actor, instance_id: TargetId, body: TerminationOptions
+) -> Instance:
+    """Take a termination notice (spot machines): move everything off the instance in time, and remove it."""
+    action = Action("terminate", actor, f"instance/{instance_id}", body.model_dump())
+    notice = around.control.terminate("instance", instance_id, body.deadline_s, actor)
+    await audited(around.journal, action, notice)
     return find_instance(around.control, instance_id)
 
 
@@ -101,7 +134,15 @@ async def drain_node(
     """Empty every instance of a node; `safe_to_remove` is the signal."""
     options = body or DrainOptions()
     action = Action("drain", actor, f"node/{node_id}", options.model_dump())
-    await audited(around.journal, action, around.control.drain("node", node_id, options.timeout_s, actor))
+    await audited(around.journal, action, around.control.drain("node", node_id, options, actor))
+    return find_node(around.control, node_id)
+
+
+@commands.post("/nodes/{node_id}/terminate", status_code=202)
+async def terminate_node(around: Around, actor: Actor, node_id: TargetId, body: TerminationOptions) -> Node:
+    """Take a termination notice for every instance of a node."""
+    action = Action("terminate", actor, f"node/{node_id}", body.model_dump())
+    await audited(around.journal, action, around.control.terminate("node", node_id, body.deadline_s, actor))
     return find_node(around.control, node_id)
 
 

@@ -2,7 +2,16 @@
 
 from typing import Any, Protocol
 
-from llumnix.admin.schema import Cluster, Instance, Migration, Node, Request, TargetKind
+from llumnix.admin.schema import (
+    Cluster,
+    Diagnostics,
+    DrainOptions,
+    Instance,
+    Migration,
+    Node,
+    Request,
+    TargetKind,
+)
 from llumnix.errors import RefusedError
 
 
@@ -49,6 +58,14 @@ class ClusterControl(Protocol):
         """Return the effective configuration with every secret masked already."""
         ...
 
+    def diagnostics(self) -> Diagnostics:
+        """Return what a support bundle holds of the cluster."""
+        ...
+
+    async def scale(self, count: int, actor: str) -> None:
+        """Begin to have this many instances. Refused beyond the scaling bounds."""
+        ...
+
     async def add_instances(self, count: int, actor: str) -> list[str]:
         """Begin to start instances; returns their ids. Refused beyond the scaling bounds."""
         ...
@@ -65,8 +82,16 @@ class ClusterControl(Protocol):
         """Undo a cordon or a drain; in force when it returns."""
         ...
 
-    async def drain(self, kind: TargetKind, target_id: str, timeout_s: float | None, actor: str) -> None:
+    async def drain(self, kind: TargetKind, target_id: str, options: DrainOptions, actor: str) -> None:
         """Begin to empty an instance or a node; `drained` and `safe_to_remove` are the signal."""
+        ...
+
+    async def restart(self, instance_id: str, options: DrainOptions, actor: str) -> None:
+        """Begin to drain an instance, whose process is replaced when it is empty."""
+        ...
+
+    async def terminate(self, kind: TargetKind, target_id: str, deadline_s: float, actor: str) -> None:
+        """Begin to empty and remove what is taken away in `deadline_s`; replaced where too few are left."""
         ...
 
     async def set_priority(self, request_id: str, class_name: str, actor: str) -> Request:

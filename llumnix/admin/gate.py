@@ -1,6 +1,7 @@
-"""The gate in front of the admin API: tokens, roles, body size, and the answer to unforeseen faults."""
+"""The gate in front of the admin API: tokens, roles, rates, body size, and what answers a fault."""
 
 import logging
+import math
 import re
 from typing import Final
 from urllib.parse import unquote
@@ -9,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llumnix.admin.answers import error_answer
+from llumnix.admin.rates import RateLimit
 from llumnix.admin.tokens import TokenBook
 
 log = logging.getLogger(__name__)
@@ -17,7 +19,7 @@ log = logging.getLogger(__name__)
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 READING_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_BODY_BYTES: Final = 64 * 1024
-ACTOR_KEY: Final = "llumnix.actor"
+TOKEN_KEY: Final = "llumnix.token"
 ENCODED_SLASH: Final = "\0"
 
 
@@ -28,9 +30,10 @@ class Gate:
     a token, every method that is not a reading one an operator's.
     """
 
-    def __init__(self, app: ASGIApp, tokens: TokenBook) -> None:
+    def __init__(self, app: ASGIApp, tokens: TokenBook, rate: RateLimit) -> None:
         self._app = app
         self._tokens = tokens
+        self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request; other protocols are not spoken here."""
@@ -65,10 +68,17 @@ class Gate:
             message = "a bearer token is needed: Authorization: Bearer <the secret in admin.token>"
             return error_answer(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
         if method not in READING_METHODS and token.role != "operator":
-            log.warning("token %s (role %s) was refused %s %s", token.name, token.role, method, path)
+            # As a literal: a path may hold line breaks.
+            log.warning("token %s (role %s) was refused %s %.200r", token.name, token.role, method, path)
             message = f"token {token.name} has role {token.role}; {method} needs role operator"
             return error_answer(403, "forbidden", message)
-        scope[ACTOR_KEY] = token.name
+        wait_s = self._rate.wait_s(token.name)
+        if wait_s > 0:
+            message = (
+                f"token {token.name} sends more than {self._rate.per_s:g} requests/s; wait {wait_s:.2f} s"
+            )
+            return error_answer(429, "too_many_requests", message, {"Retry-After": str(math.ceil(wait_s))})
+        scope[TOKEN_KEY] = token
         return None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,11 +10,25 @@ from prometheus_client.registry import Collector
 
 from llumnix.admin.control import ClusterControl
 from llumnix.admin.journal import Journal
-from llumnix.admin.schema import ApiServerState, Cluster, ClusterState, Instance, InstanceState, RequestState
+from llumnix.admin.schema import (
+    ApiServerState,
+    Cluster,
+    ClusterState,
+    Instance,
+    InstanceState,
+    Latency,
+    RequestState,
+)
 
 PER_INSTANCE: Final[tuple[tuple[str, str, Callable[[Instance], float | None]], ...]] = (
     ("kv_blocks_capacity", "KV blocks an instance has.", lambda i: i.kv_blocks_total),
     ("kv_blocks_used", "KV blocks in use.", lambda i: i.kv_blocks_used),
+    (
+        "kv_blocks_virtual",
+        "Sum of virtual usages: in use, the queue head's demand, headroom.",
+        lambda i: i.kv_blocks_virtual,
+    ),
+    ("kv_blocks_headroom", "Part of the virtual usage that is headroom.", lambda i: i.kv_blocks_headroom),
     (
         "freeness",
         "Freeness by the policy in force; absent without a report and while draining.",
@@ -100,6 +114,24 @@ def _cluster_families(cluster: Cluster) -> Iterator[Metric]:
     ended.add_metric(("committed",), totals.migrations_committed)
     ended.add_metric(("aborted",), totals.migrations_aborted)
     yield ended
+    yield _counter("llumnix_migrated_bytes", "Bytes of committed migrations.", totals.migrated_bytes)
+    downtime_s = totals.migration_downtime_ms / 1e3
+    yield _counter("llumnix_migration_downtime_seconds", "Downtime of committed migrations.", downtime_s)
+    yield from _latency_families(cluster.latency)
+
+
+def _latency_families(latency: Latency | None) -> Iterator[Metric]:
+    """Quantiles of the last window; vLLM's own histograms are at the OpenAI endpoint."""
+    ttft_ms, tpot_ms = (latency.ttft_ms, latency.tpot_ms) if latency else (None, None)
+    for name, text, shares in (
+        ("ttft", "Time to first token that clients saw lately.", ttft_ms),
+        ("tpot", "Time per output token that clients saw lately.", tpot_ms),
+    ):
+        gauge = GaugeMetricFamily(f"llumnix_{name}_seconds", text, labels=("quantile",))
+        if shares is not None:
+            for quantile, value_ms in (("0.5", shares.p50), ("0.9", shares.p90), ("0.99", shares.p99)):
+                gauge.add_metric((quantile,), value_ms / 1e3)
+        yield gauge
 
 
 def _instance_families(instances: list[Instance]) -> Iterator[Metric]:

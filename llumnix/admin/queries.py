@@ -4,6 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llumnix.admin.logs import MAX_LINES
 from llumnix.admin.schema import Name
 
 MAX_SEQ: Final = 2**63 - 1  # SQLite's largest row id
@@ -41,3 +42,9 @@ class StreamQuery(Query):
     """Where a live stream starts; by default with the next event. Last-Event-ID wins."""
 
     since: Annotated[int | None, Field(ge=0, le=MAX_SEQ)] = None
+
+
+class LogQuery(Query):
+    """How much of a log's end."""
+
+    lines: Annotated[int, Field(ge=1, le=MAX_LINES)] = 200

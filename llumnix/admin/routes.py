@@ -10,11 +10,13 @@ from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator
 
 from llumnix.admin.control import ClusterControl
-from llumnix.admin.gate import ACTOR_KEY, slashes_back
+from llumnix.admin.gate import TOKEN_KEY, slashes_back
 from llumnix.admin.journal import Journal
+from llumnix.admin.logs import LogDir
 from llumnix.admin.schema import Instance, Node
 from llumnix.admin.schema import Request as RequestModel
 from llumnix.admin.sse import EventFeed
+from llumnix.admin.tokens import Token
 from llumnix.errors import UnknownTargetError
 
 
@@ -26,6 +28,7 @@ class Surroundings:
     journal: Journal
     feed: EventFeed
     registry: CollectorRegistry
+    logs: LogDir
 
 
 def surroundings_of(request: Request) -> Surroundings:
@@ -34,10 +37,15 @@ def surroundings_of(request: Request) -> Surroundings:
     return surroundings
 
 
+def token_of(request: Request) -> Token:
+    """Return the caller's token, which the gate has checked."""
+    token: Token = request.scope[TOKEN_KEY]
+    return token
+
+
 def actor_of(request: Request) -> str:
-    """Return the name of the caller's token, which the gate has checked."""
-    actor: str = request.scope[ACTOR_KEY]
-    return actor
+    """Return the name of the caller's token."""
+    return token_of(request).name
 
 
 def no_query(request: Request) -> None:
@@ -55,6 +63,7 @@ async def no_body(request: Request) -> None:
 
 Around = Annotated[Surroundings, Depends(surroundings_of)]
 Actor = Annotated[str, Depends(actor_of)]
+CallerToken = Annotated[Token, Depends(token_of)]
 TargetId = Annotated[str, Path(min_length=1, max_length=512), AfterValidator(slashes_back)]
 NO_QUERY = Depends(no_query)
 NO_BODY = Depends(no_body)

@@ -80,7 +80,30 @@ class Readiness(Answer):
     ready: Literal[True] = True
 
 
+class Caller(Answer):
+    """Whose token it is."""
+
+    name: str
+    role: Role
+
+
 # --- cluster ----------------------------------------------------------------------------------------------
+
+
+class Percentiles(Answer):
+    """Of what finished lately, in the unit of the field that holds them."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Latency(Answer):
+    """Time to first token and time per output token of the requests of the last `window_s` seconds."""
+
+    window_s: float
+    ttft_ms: Percentiles | None = None
+    tpot_ms: Percentiles | None = None
 
 
 class PolicyNames(Answer):
@@ -120,6 +143,9 @@ class Totals(Answer):
     tokens_per_s: float = 0.0
     migrations_committed: int = 0
     migrations_aborted: int = 0
+    # Of all committed migrations together.
+    migrated_bytes: int = 0
+    migration_downtime_ms: float = 0.0
     restarts: int = 0
 
 
@@ -129,6 +155,8 @@ class PriorityClass(Answer):
     name: str
     engine_priority: int
     headroom_tokens: int
+    target_load_tokens: int = 0
+    """If not 0, in place of `headroom_tokens`: all of an instance's KV tokens but this many are headroom."""
 
 
 class ApiServer(Answer):
@@ -158,6 +186,7 @@ class Cluster(Answer):
     # In order of importance, the most important first.
     priorities: tuple[PriorityClass, ...] = ()
     api_servers: tuple[ApiServer, ...] = ()
+    latency: Latency | None = None
 
 
 # --- instances and nodes ----------------------------------------------------------------------------------
@@ -194,6 +223,9 @@ class Instance(Answer):
     block_size: int | None = None
     kv_blocks_total: int = 0
     kv_blocks_used: int = 0
+    # Algorithm 1's sum of virtual usages, and what of it is headroom; a drain's infinity is left out.
+    kv_blocks_virtual: int | None = None
+    kv_blocks_headroom: int | None = None
     running: int = 0
     waiting: int = 0
     priorities: tuple[PriorityLoad, ...] = ()
@@ -205,6 +237,25 @@ class Instance(Answer):
     # What a drain still waits for; `safe_to_remove` is set once it waits for nothing and nothing can arrive.
     blockers: tuple[str, ...] = ()
     safe_to_remove: bool = False
+
+
+class LogTail(Answer):
+    """The last lines of a log, the oldest first."""
+
+    lines: tuple[str, ...]
+
+
+class LogNames(Answer):
+    """The logs on the daemon's machine: its own, and those of API servers and instances."""
+
+    names: tuple[str, ...]
+
+
+class Diagnostics(Answer):
+    """For a support bundle: versions of what runs, and what each instance last said of itself."""
+
+    versions: dict[str, str]
+    reports: dict[str, JsonValue]
 
 
 class Node(Answer):
@@ -260,6 +311,8 @@ class Migration(Answer):
     started_at: float
     ended_at: float | None = None
     stages: int = 0
+    # What it has to move, as far as is known now; sent and skipped blocks grow towards it.
+    blocks_total: int | None = None
     blocks_sent: int = 0
     blocks_skipped: int = 0
     bytes: int = 0
@@ -326,9 +379,23 @@ class AddInstances(Input):
 
 
 class DrainOptions(Input):
-    """How long a drain may take before it gives up; null waits without limit."""
+    """How long a drain may take (null: without limit), and what then happens to what is left."""
 
     timeout_s: Annotated[float | None, Field(gt=0, le=7 * 86400)] = None
+    # leave: the drain gives up, and the instance stays cordoned. abort: their clients get an error.
+    on_timeout: Literal["leave", "abort"] = "leave"
+
+
+class ScaleOptions(Input):
+    """How many instances there are to be, within the scaling bounds."""
+
+    count: Annotated[int, Field(ge=1, le=1000)]
+
+
+class TerminationOptions(Input):
+    """When the machine is taken away, in seconds from now."""
+
+    deadline_s: Annotated[float, Field(ge=0, le=7 * 86400)]
 
 
 class RequestPatch(Input):

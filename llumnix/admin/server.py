@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -47,6 +48,7 @@ class AdminServer:
         control: ClusterControl,
         journal: Journal,
         tokens: TokenBook,
+        log_dir: Path,
         host: str = "127.0.0.1",
         port: int = 8001,
         keep_alive_s: float = KEEP_ALIVE_S,
@@ -56,7 +58,7 @@ class AdminServer:
         self._port = port
         self._tokens = tokens
         self._task: asyncio.Task[None] | None = None
-        self.app = build_app(control, journal, tokens, keep_alive_s)
+        self.app = build_app(control, journal, tokens, log_dir, keep_alive_s)
         self.feed: EventFeed = self.app.state.surroundings.feed
 
     @property

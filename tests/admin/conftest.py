@@ -28,9 +28,16 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-async def server(cluster: FakeCluster, journal: Journal) -> AsyncIterator[AdminServer]:
+def log_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "logs"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+async def server(cluster: FakeCluster, journal: Journal, log_dir: Path) -> AsyncIterator[AdminServer]:
     tokens = TokenBook([OPERATOR, VIEWER])
-    server = AdminServer(as_control(cluster), journal, tokens, port=0, keep_alive_s=0.2)
+    server = AdminServer(as_control(cluster), journal, tokens, log_dir, port=0, keep_alive_s=0.2)
     await server.start()
     yield server
     await server.stop()

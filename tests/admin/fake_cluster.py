@@ -7,10 +7,15 @@ from llumnix.admin.control import ClusterControl, MigrationUnavailableError
 from llumnix.admin.schema import (
     ApiServer,
     Cluster,
+    ClusterState,
     Counts,
+    Diagnostics,
+    DrainOptions,
     Instance,
+    Latency,
     Migration,
     Node,
+    Percentiles,
     PolicyNames,
     PriorityClass,
     PriorityLoad,
@@ -40,6 +45,8 @@ def make_instance(instance_id: str, node: str = "node-a", **changes: Any) -> Ins
         "block_size": 16,
         "kv_blocks_total": 100,
         "kv_blocks_used": 40,
+        "kv_blocks_virtual": 55,
+        "kv_blocks_headroom": 10,
         "running": 3,
         "waiting": 1,
         "priorities": (load,),
@@ -77,11 +84,17 @@ class FakeCluster:
         self.request_by_id: dict[str, Request] = {}
         self.migration_list: list[Migration] = []
         self.readiness = (True, "")
+        self.state: ClusterState = "serving"
         self.calls: list[tuple[Any, ...]] = []
+        self.num_looks = 0
+        """At the instances."""
         self.fault: Exception | None = None
 
     def add(self, *requests: Request) -> None:
         self.request_by_id.update({request.id: request for request in requests})
+
+    def update(self, instance_id: str, **changes: Any) -> None:
+        self._set("instance", instance_id, **changes)
 
     def cluster(self) -> Cluster:
         if self.fault is not None:
@@ -89,7 +102,7 @@ class FakeCluster:
         return Cluster(
             name="fake",
             version="0.0",
-            state="serving",
+            state=self.state,
             uptime_s=12.0,
             model="tiny",
             endpoint_url="http://127.0.0.1:8000",
@@ -98,12 +111,19 @@ class FakeCluster:
             ),
             scaling=ScalingBounds(min=1, max=MAX_INSTANCES, wanted=2),
             counts=Counts(instances=dict(Counter(i.state for i in self.instance_by_id.values())), nodes=2),
-            totals=Totals(migrations_committed=5, migrations_aborted=1),
+            totals=Totals(
+                migrations_committed=5,
+                migrations_aborted=1,
+                migrated_bytes=4096,
+                migration_downtime_ms=12.5,
+            ),
+            latency=Latency(window_s=60.0, ttft_ms=Percentiles(p50=20.0, p90=40.0, p99=80.0)),
             priorities=CLASSES,
             api_servers=(ApiServer(id="a0", state="serving", restarts=1),),
         )
 
     def instances(self) -> list[Instance]:
+        self.num_looks += 1
         return list(self.instance_by_id.values())
 
     def nodes(self) -> list[Node]:
@@ -120,6 +140,14 @@ class FakeCluster:
 
     def config(self) -> dict[str, Any]:
         return {"cluster": {"name": "fake"}, "http": {"api_keys": [{"name": "team-a", "key": "***"}]}}
+
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(versions={"llumnix": "0.0"}, reports={"i0": {"used_blocks": 40}})
+
+    async def scale(self, count: int, actor: str) -> None:
+        self.calls.append(("scale", count, actor))
+        if count > MAX_INSTANCES:
+            raise RefusedError(f"instances.max is {MAX_INSTANCES}")
 
     async def add_instances(self, count: int, actor: str) -> list[str]:
         self.calls.append(("add_instances", count, actor))
@@ -141,9 +169,17 @@ class FakeCluster:
         self.calls.append(("uncordon", kind, target_id, actor))
         self._set(kind, target_id, state="running" if kind == "instance" else "ready")
 
-    async def drain(self, kind: TargetKind, target_id: str, timeout_s: float | None, actor: str) -> None:
-        self.calls.append(("drain", kind, target_id, timeout_s, actor))
+    async def drain(self, kind: TargetKind, target_id: str, options: DrainOptions, actor: str) -> None:
+        self.calls.append(("drain", kind, target_id, options.timeout_s, options.on_timeout, actor))
         self._set(kind, target_id, state="draining", blockers=("3 requests run",))
+
+    async def restart(self, instance_id: str, options: DrainOptions, actor: str) -> None:
+        self.calls.append(("restart", instance_id, options.timeout_s, options.on_timeout, actor))
+        self._set("instance", instance_id, state="draining", blockers=("3 requests run",))
+
+    async def terminate(self, kind: TargetKind, target_id: str, deadline_s: float, actor: str) -> None:
+        self.calls.append(("terminate", kind, target_id, deadline_s, actor))
+        self._set(kind, target_id, state="draining")
 
     async def set_priority(self, request_id: str, class_name: str, actor: str) -> Request:
         self.calls.append(("set_priority", request_id, class_name, actor))

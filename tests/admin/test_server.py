@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from tests.admin.fake_cluster import FakeCluster, as_control
 
 
 def make_server(journal: Journal, tokens: TokenBook, host: str = "127.0.0.1", port: int = 0) -> AdminServer:
-    return AdminServer(as_control(FakeCluster()), journal, tokens, host, port)
+    return AdminServer(as_control(FakeCluster()), journal, tokens, Path("no-logs"), host, port)
 
 
 async def test_signal_handlers_are_left_alone(journal: Journal) -> None:
@@ -78,7 +79,7 @@ async def test_a_stop_lets_a_command_under_way_finish(journal: Journal) -> None:
         await go_on.wait()
 
     cluster.abort_request = slow_abort  # type: ignore[method-assign]
-    server = AdminServer(as_control(cluster), journal, TokenBook([OPERATOR]), port=0)
+    server = AdminServer(as_control(cluster), journal, TokenBook([OPERATOR]), Path("no-logs"), port=0)
     await server.start()
     headers = {"Authorization": f"Bearer {OPERATOR.secret}"}
     async with httpx.AsyncClient(base_url=server.url, headers=headers, trust_env=False) as client:

@@ -1,0 +1,201 @@
+"""Commands that change something, their waiting, and how they end."""
+
+import asyncio
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llumnix.admin.journal import Journal
+from llumnix.admin.tokens import read_token
+from llumnix.config import load_config
+from llumnix.ctl.cli import app
+from llumnix.ctl.errors import CtlError, Exit
+from llumnix.ctl.waiting import Watch
+from tests.admin.fake_cluster import FakeCluster, make_request
+from tests.ctl.conftest import Ctl
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (["cordon", "i0"], ("cordon", "instance", "i0", "ops")),
+        (["uncordon", "node-b"], ("uncordon", "node", "node-b", "ops")),
+        (["drain", "node/node-a"], ("drain", "node", "node-a", None, "leave", "ops")),
+        (
+            ["drain", "i1", "--timeout", "30", "--on-timeout", "abort"],
+            ("drain", "instance", "i1", 30.0, "abort", "ops"),
+        ),
+        (["remove", "i1"], ("remove_instance", "i1", "ops")),
+        (["terminate", "i1", "--deadline", "120"], ("terminate", "instance", "i1", 120.0, "ops")),
+        (["priority", "r/0", "high"], ("set_priority", "r/0", "high", "ops")),
+        (["abort", "r/0"], ("abort_request", "r/0", "ops")),
+        (["scale", "3"], ("scale", 3, "ops")),
+    ],
+)
+async def test_a_command_reaches_the_cluster_once(
+    ctl: Ctl, cluster: FakeCluster, words: list[str], call: tuple[object, ...]
+) -> None:
+    cluster.add(make_request("r/0"))
+    done = await ctl(*words)
+    assert done.exit_code == 0, done.output
+    assert cluster.calls == [call]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["scale", "9"], 1, "instances.max is 4"),
+        (["migrate", "r0", "--to", "i1"], 1, "live migration is not built into this release"),
+        (["priority", "r0", "urgent"], 1, "expected high or normal"),
+        (["abort", "nothing"], 1, "there is no unfinished request"),
+        (["cordon", "i77"], 1, "there is no instance and no node 'i77'"),
+        (["scale", "many"], 2, "Invalid value"),
+        (["drain", "i0", "--on-timeout", "kill"], 2, "kill"),
+    ],
+)
+async def test_what_is_refused_is_said_on_standard_error(
+    ctl: Ctl, cluster: FakeCluster, words: list[str], code: int, sentence: str
+) -> None:
+    cluster.add(make_request("r0"))
+    done = await ctl(*words)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert sentence in done.stderr
+
+
+async def test_a_viewer_changes_nothing_and_a_stranger_sees_nothing(
+    ctl: Ctl, cluster: FakeCluster, tmp_path: Path
+) -> None:
+    refused = await ctl("drain", "i0", token="dash")
+    assert refused.exit_code == 4 and "role viewer" in refused.stderr
+    (tmp_path / "unknown").write_text("no-such-secret\n")
+    for token, why in (("unknown", "bearer token"), ("missing", "cannot read")):
+        done = await ctl("status", token=token)
+        assert done.exit_code == 4 and why in done.stderr
+    assert cluster.calls == []
+
+
+async def test_a_daemon_that_is_not_there_is_an_exit_code_of_its_own(ctl: Ctl) -> None:
+    done = await ctl("status", url="http://127.0.0.1:9")
+    assert done.exit_code == 3 and "http://127.0.0.1:9 does not answer" in done.stderr
+    assert (await ctl("status", url="localhost")).exit_code == 2
+
+
+async def test_drain_waits_until_it_is_safe_to_remove(
+    ctl: Ctl, cluster: FakeCluster, journal: Journal
+) -> None:
+    waiting = asyncio.create_task(ctl("drain", "i0", "--wait"))
+    while not cluster.calls:
+        await asyncio.sleep(0.01)
+    seen = cluster.num_looks
+    while cluster.num_looks == seen:
+        await asyncio.sleep(0.01)
+    assert not waiting.done()
+    cluster.update("i0", state="drained", blockers=(), safe_to_remove=True)
+    done = await waiting
+    assert done.exit_code == 0 and "3 requests run" in done.stderr and "safe to remove" in done.stderr
+
+
+async def test_a_drain_that_gives_up_is_told_with_what_blocks_it(ctl: Ctl, cluster: FakeCluster) -> None:
+    waiting = asyncio.create_task(ctl("drain", "i0", "--wait", "--timeout", "1"))
+    while not cluster.calls:
+        await asyncio.sleep(0.01)
+    cluster.update("i0", state="cordoned", reason="not empty after 1.0 s")
+    done = await waiting
+    assert done.exit_code == 5 and "3 requests run" in done.stderr
+
+
+async def test_a_rollout_restarts_one_instance_after_the_other(ctl: Ctl, cluster: FakeCluster) -> None:
+    rollout = asyncio.create_task(ctl("rollout", "restart", "--timeout", "9"))
+    for number, instance in enumerate(("i0", "i1"), 1):
+        while len(cluster.calls) < number:
+            await asyncio.sleep(0.01)
+        # The next one's turn has not come: this one does not serve yet.
+        assert cluster.calls[-1] == ("restart", instance, 9.0, "leave", "ops")
+        cluster.update(instance, state="starting", incarnation=1)
+        assert not rollout.done()
+        cluster.update(instance, state="running", incarnation=1, blockers=())
+    done = await rollout
+    assert done.exit_code == 0 and "restarted: i0, i1" in done.stderr
+    assert len(cluster.calls) == 2
+
+
+async def test_a_rollout_stops_where_an_instance_was_not_emptied(ctl: Ctl, cluster: FakeCluster) -> None:
+    rollout = asyncio.create_task(ctl("rollout", "restart"))
+    while not cluster.calls:
+        await asyncio.sleep(0.01)
+    cluster.update("i0", state="cordoned", reason="not empty after 5.0 s")
+    done = await rollout
+    assert done.exit_code == 1 and "not empty after 5.0 s" in done.stderr
+    assert len(cluster.calls) == 1
+
+
+def test_waiting_ends_when_the_time_is_up() -> None:
+    now, told = [0.0], list[str]()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    watch = Watch(10.0, told.append, clock=lambda: now[0], sleep=sleep)
+    with pytest.raises(CtlError, match=r"it was not done within 10 s: half") as caught:
+        watch.until(lambda: "none" if now[0] < 5 else "half", "it was not done")
+    assert caught.value.code is Exit.NOT_IN_TIME
+    assert told == ["none", "half"]
+
+
+async def test_a_support_bundle_holds_everything_but_secrets(
+    ctl: Ctl, cluster: FakeCluster, journal: Journal, log_dir: Path, tmp_path: Path
+) -> None:
+    (log_dir / "llumnixd.log").write_text("it began\n")
+    journal.append("test.event", "something happened")
+    out = tmp_path / "bundle.tar.gz"
+    done = await ctl("support-bundle", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert out.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(out) as archive:
+        texts = {
+            member.name.split("/", 1)[1]: archive.extractfile(member).read().decode()  # type: ignore[union-attr]
+            for member in archive
+        }
+    assert set(texts) == {
+        *(f"{name}.json" for name in ("cluster", "config", "diagnostics", "instances", "nodes")),
+        "requests.json",
+        "migrations.json",
+        "metrics.txt",
+        "journal.jsonl",
+        "logs/llumnixd.log",
+    }
+    assert "something happened" in texts["journal.jsonl"]
+    assert texts["logs/llumnixd.log"] == "it began\n"
+    assert '"***"' in texts["config.json"] and "used_blocks" in texts["diagnostics.json"]
+    assert not any("operator-secret" in text for text in texts.values())
+    again = await ctl("support-bundle", "--out", str(out))
+    assert again.exit_code == 2 and "cannot write" in again.stderr
+
+
+def test_a_named_token_is_made_for_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "alice.token"
+    done = CliRunner().invoke(app, ["token", "create", "alice", "--file", str(path), "--role", "operator"])
+    assert done.exit_code == 0, done.output
+    entry = tomllib.loads(done.stdout)
+    assert entry == {"admin": {"tokens": [{"name": "alice", "role": "operator", "token_file": str(path)}]}}
+    assert len(read_token(path, "test")) >= 32
+    config_file = tmp_path / "cluster.toml"
+    config_file.write_text(f'[model]\npath = "builtin:tiny"\n{done.stdout}')
+    assert [token.name for token in load_config(config_file).admin.tokens] == ["alice"]
+
+
+def test_completion_is_offered_for_every_command() -> None:
+    result = CliRunner().invoke(
+        app,
+        [],
+        prog_name="llumnixctl",
+        env={
+            "_LLUMNIXCTL_COMPLETE": "complete_bash",
+            "COMP_WORDS": "llumnixctl ro",
+            "COMP_CWORD": "1",
+        },
+    )
+    assert result.stdout.split() == ["rollout"]
