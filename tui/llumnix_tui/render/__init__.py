@@ -1,0 +1,1 @@
+"""Pure functions from data to styled text; nothing here knows a terminal."""

@@ -1,0 +1,170 @@
+"""Rows of migrations, their totals per minute, and who moves to whom."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from llumnix.admin.schema import Migration
+from llumnix_tui.render import values
+from llumnix_tui.render.bars import progress_bar, sparkline
+from llumnix_tui.render.columns import Column
+from llumnix_tui.render.states import state
+from llumnix_tui.render.text import ACCENT, BAD, GOOD, MUTED, STRONG, Line, fitted, joined, labelled, line
+from llumnix_tui.snapshot import Snapshot
+
+BAR_WIDTH = 10
+MINUTES = 20
+ACTIVE = ("prepare", "copying")
+
+
+def row_key(migration: Migration) -> str:
+    """Return a migration's id."""
+    return migration.id
+
+
+def haystack(migration: Migration) -> str:
+    """Return what the filter searches."""
+    m = migration
+    return f"{m.id} {m.request} {m.source} {m.target} {m.source}>{m.target} {m.state} {m.reason} {m.why}"
+
+
+def ordered(migrations: Sequence[Migration]) -> list[Migration]:
+    """Return those under way, then those that ended, each the newest first."""
+    return sorted(migrations, key=lambda m: (m.state not in ACTIVE, -m.started_at, m.id))
+
+
+COLUMNS: tuple[Column[Migration], ...] = (
+    Column("STATE", 11, lambda m: state(m.state), lambda m: m.state, "S"),
+    Column("REQUEST", 10, lambda m: line(m.request, STRONG), lambda m: m.request, "R", stretches=True),
+    Column("FROM>TO", 9, lambda m: line(f"{m.source}>{m.target}"), lambda m: f"{m.source}>{m.target}", "F"),
+    Column("PROGRESS", BAR_WIDTH + 5, lambda m: _progress(m)),
+    Column("STAGE", 5, lambda m: line(values.count(m.stages)), lambda m: m.stages, "A", right=True),
+    Column("SENT/SKIP", 9, lambda m: _blocks(m), lambda m: m.blocks_sent, "N", right=True),
+    Column(
+        "BYTES", 8, lambda m: line(values.size(m.bytes)), lambda m: m.bytes, "B", right=True, min_width=85
+    ),
+    Column(
+        "DOWN ms", 7, lambda m: line(values.decimal(m.downtime_ms)), lambda m: m.downtime_ms, "D", right=True
+    ),
+    Column("WHY", 24, lambda m: _why(m), lambda m: m.reason, "W", min_width=108, stretches=True),
+)
+
+
+def summary(snapshot: Snapshot) -> list[Line]:
+    """Return totals: since the daemon's start, of what it still lists, and per minute."""
+    now, totals = snapshot.taken_at, snapshot.cluster.totals
+    ended = [m for m in snapshot.migrations if m.ended_at is not None]
+    committed = [m for m in ended if m.state == "committed"]
+    aborted = [m for m in ended if m.state == "aborted"]
+    downtimes = sorted(m.downtime_ms for m in committed if m.downtime_ms is not None)
+    trend = line(sparkline(per_minute(committed, now), MINUTES), GOOD)
+    return [
+        joined(
+            (
+                labelled("under way", str(sum(m.state in ACTIVE for m in snapshot.migrations)), ACCENT),
+                labelled("in all", values.count(totals.migrations_committed)),
+                labelled("aborted", values.count(totals.migrations_aborted)),
+                labelled("moved", values.size(totals.migrated_bytes)),
+            )
+        ),
+        joined(
+            (
+                labelled("downtime p50", values.milliseconds(percentile(downtimes, 0.5))),
+                labelled("p99", values.milliseconds(percentile(downtimes, 0.99))),
+                labelled("last minute", f"{per_minute(committed, now)[-1]}+{per_minute(aborted, now)[-1]}"),
+                labelled("per minute", trend),
+            )
+        ),
+    ]
+
+
+def why_line(migration: Migration) -> Line:
+    """Return why a migration was begun, and why it was aborted."""
+    return joined(
+        (
+            labelled(migration.request, migration.reason or "–", ""),
+            labelled("aborted:", migration.why, BAD) if migration.why else (),
+        )
+    )
+
+
+def per_minute(ended: Sequence[Migration], now: float, minutes: int = MINUTES) -> list[int]:
+    """Return how many ended in each of the last minutes, the latest last."""
+    counts = Counter(int((now - m.ended_at) // 60) for m in ended if m.ended_at is not None)
+    return [counts[ago] for ago in range(minutes - 1, -1, -1)]
+
+
+def percentile(ordered_values: Sequence[float], share: float) -> float | None:
+    """Return a percentile by the nearest rank of sorted values, None if there are none."""
+    if not ordered_values:
+        return None
+    return ordered_values[min(int(share * len(ordered_values)), len(ordered_values) - 1)]
+
+
+def matrix(migrations: Sequence[Migration], width: int, height: int) -> list[Line]:
+    """Return how many requests each source (row) gave to each target (column); the busiest that fit."""
+    pairs = Counter((m.source, m.target) for m in migrations if m.state == "committed")
+    if not pairs:
+        return [line("no migration has ended yet", MUTED)]
+    by_source, by_target = Counter[str](), Counter[str]()
+    for (source, target), number in pairs.items():
+        by_source[source] += number
+        by_target[target] += number
+    cell = max(len(name) for name in (*by_source, *by_target)) + 1
+    cell = max(cell, 5)
+    sources = sorted(name for name, _ in by_source.most_common(max(height - 1, 1)))
+    targets = sorted(name for name, _ in by_target.most_common(max(width // cell - 2, 1)))
+    left_out = len(by_source) + len(by_target) - len(sources) - len(targets)
+    head = (*fitted(line("from\\to", MUTED), cell + 3), *_cells(targets, cell, STRONG))
+    rows = [
+        (*fitted(line(s, STRONG), cell + 3), *_cells((pairs[s, t] for t in targets), cell, ACCENT))
+        for s in sources
+    ]
+    return [head, *rows] + (
+        [line(f"{left_out} instances with fewer moves left out", MUTED)] if left_out else []
+    )
+
+
+def detail(migration: Migration) -> list[Line]:
+    """Return all that is known of a migration."""
+    m = migration
+    return [
+        labelled("id         ", m.id),
+        labelled("request    ", m.request),
+        labelled("from > to  ", f"{m.source} > {m.target}"),
+        labelled("state      ", state(m.state)),
+        labelled("reason     ", m.reason or "–"),
+        labelled("aborted as ", m.why or "–"),
+        labelled("started    ", values.clock_time(m.started_at)),
+        labelled("ended      ", "–" if m.ended_at is None else values.clock_time(m.ended_at)),
+        labelled("stages     ", str(m.stages)),
+        labelled(
+            "blocks     ", f"{m.blocks_sent} sent, {m.blocks_skipped} skipped of {m.blocks_total or '–'}"
+        ),
+        labelled("bytes      ", values.size(m.bytes)),
+        labelled("copying    ", values.milliseconds(m.copy_ms)),
+        labelled("downtime   ", values.milliseconds(m.downtime_ms)),
+    ]
+
+
+def _cells(found: Iterable[str | int], width: int, style: str) -> Line:
+    return tuple((f"{item or '·':>{width}}", style if item else MUTED) for item in found)
+
+
+def _progress(migration: Migration) -> Line:
+    if migration.state == "committed":
+        return line("done", GOOD)
+    if migration.state == "aborted":
+        return line(migration.why or "aborted", BAD)
+    done = migration.blocks_sent + migration.blocks_skipped
+    bar = progress_bar(done, migration.blocks_total, BAR_WIDTH)
+    return (*bar, (f"{values.percent(done, migration.blocks_total):>5}", ""))
+
+
+def _blocks(migration: Migration) -> Line:
+    return ((values.count(migration.blocks_sent), ""), (f"/{values.count(migration.blocks_skipped)}", MUTED))
+
+
+def _why(migration: Migration) -> Line:
+    if migration.why:
+        return ((migration.why, BAD), (f"; {migration.reason}", MUTED))
+    return line(migration.reason or "–", MUTED)
