@@ -3,7 +3,9 @@
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-mode=install      # install, quickstart, test
+mode=install      # install, quickstart, test, systemd, uninstall
+purge=""          # nonempty: --uninstall removes configuration, state, logs and user too
+stage="${DESTDIR:-}"  # put the system service's files below this directory and touch nothing else
 light=""          # nonempty: without torch, ray and vLLM
 prefix="$repo/.venv"
 flavour=""        # light, cpu, gpu
@@ -14,13 +16,16 @@ torch_cpu_index="https://download.pytorch.org/whl/cpu"
 
 usage() {
     cat <<'END'
-Usage: ./install.sh [--quickstart | --test | --light] [--prefix DIR]
+Usage: ./install.sh [--quickstart | --test | --light | --systemd | --uninstall [--purge]] [--prefix DIR]
 
   (no option)    install llumnixd with vLLM for this machine: for its NVIDIA GPUs, else for its CPU
   --quickstart   install, then run the quickstart cluster (configs/quickstart.toml) in the foreground
   --test         install with the development tools, then run every check and the whole test suite
   --light        install terminal interface, control command and schema only: no torch, ray or vLLM
-  --systemd      install as a system service (not yet)
+  --systemd      install, then set up the system service: units, the user llumnix, /etc/llumnix, state and log
+                 directories (as root; with DESTDIR=DIR only the files, below DIR)
+  --uninstall    stop and remove what --systemd set up, but for configuration, state and logs
+  --purge        with --uninstall: remove those and the user, too
   --prefix DIR   virtual environment to make or bring up to date (default: .venv beside this script)
   --help         this text
 
@@ -36,11 +41,11 @@ say() { step=$((step + 1)); echo "[$step] $1"; }
 parse_arguments() {
     while [ $# -gt 0 ]; do
         case "$1" in
-            --quickstart | --test)
-                [ "$mode" = install ] || fail "only one of --quickstart and --test can be given." 2
+            --quickstart | --test | --systemd | --uninstall)
+                [ "$mode" = install ] || fail "only one of --quickstart, --test, --systemd and --uninstall can be given." 2
                 mode="${1#--}" ;;
             --light) light=1 ;;
-            --systemd) fail "--systemd is not yet available; run llumnixd in the foreground with --quickstart instead." 2 ;;
+            --purge) purge=1 ;;
             --prefix)
                 [ -n "${2:-}" ] || fail "--prefix needs a directory." 2
                 prefix="$(realpath --canonicalize-missing -- "$2")"
@@ -51,6 +56,7 @@ parse_arguments() {
         shift
     done
     [ -z "$light" ] || [ "$mode" = install ] || fail "--light cannot be combined with --$mode, which needs the full install." 2
+    [ -z "$purge" ] || [ "$mode" = uninstall ] || fail "--purge goes with --uninstall only." 2
 }
 
 detect_flavour() {
@@ -250,6 +256,66 @@ install() {
     say "installed in ${SECONDS}s"
 }
 
+# --- System service ---
+
+units=(llumnix.target llumnixd.service llumnix-engines.service llumnixd-node.service)
+unit_dir="$stage/etc/systemd/system"
+config_dir="$stage/etc/llumnix"
+state_dir="$stage/var/lib/llumnix"
+log_dir="$stage/var/log/llumnix"
+
+check_systemd() {
+    [ -z "$stage" ] || return 0
+    [ "$(id -u)" = 0 ] || fail "--$mode changes the system: run it as root."
+    command -v systemctl >/dev/null || fail "this machine has no systemctl; run llumnixd in the foreground instead."
+}
+
+install_service() {
+    local unit
+    say "units in $unit_dir"
+    command install -d "$unit_dir"
+    for unit in "${units[@]}"; do
+        sed -e "s|@PREFIX@|$prefix|g" -e "s|@REPO@|$repo|g" "$repo/systemd/$unit" >"$unit_dir/$unit"
+        chmod 644 "$unit_dir/$unit"
+    done
+    say "configuration in $config_dir, state in $state_dir, logs in $log_dir"
+    command install -d -m 750 "$config_dir"
+    command install -d -m 700 "$state_dir" "$log_dir"
+    for unit in cluster node; do
+        [ -e "$config_dir/$unit.toml" ] || command install -m 640 "$repo/systemd/$unit.toml" "$config_dir/$unit.toml"
+    done
+    # llumnixd keeps its logs, which it rotates itself, below its state directory.
+    [ -e "$state_dir/logs" ] || ln -sfn /var/log/llumnix "$state_dir/logs"
+    if [ -n "$stage" ]; then return; fi
+    id llumnix >/dev/null 2>&1 ||
+        useradd --system --user-group --home-dir /var/lib/llumnix --no-create-home --shell /usr/sbin/nologin llumnix
+    chown -R root:llumnix "$config_dir"
+    chown -Rh llumnix:llumnix "$state_dir" "$log_dir"
+    setpriv --reuid llumnix --regid llumnix --clear-groups "$prefix/bin/llumnixd" --version >/dev/null 2>&1 ||
+        fail "the user llumnix cannot run $prefix/bin/llumnixd: put this directory where it may read it, as in /opt."
+    systemctl daemon-reload
+}
+
+uninstall_service() {
+    local unit present=()
+    for unit in "${units[@]}"; do
+        if [ -e "$unit_dir/$unit" ]; then present+=("$unit"); fi
+    done
+    if [ "${#present[@]}" -gt 0 ]; then
+        say "stop and remove ${present[*]}"
+        if [ -z "$stage" ]; then systemctl disable --now "${present[@]}"; fi
+        for unit in "${present[@]}"; do rm -f "$unit_dir/$unit"; done
+        if [ -z "$stage" ]; then systemctl daemon-reload; fi
+    fi
+    if [ -z "$purge" ]; then
+        say "kept: $config_dir, $state_dir, $log_dir (--purge removes them) and the installation"
+        return
+    fi
+    say "remove $config_dir, $state_dir, $log_dir"
+    rm -rf "$config_dir" "$state_dir" "$log_dir"
+    if [ -z "$stage" ] && id llumnix >/dev/null 2>&1; then userdel llumnix; fi
+}
+
 # --- What follows ---
 
 run_checks() {
@@ -269,9 +335,18 @@ run_checks() {
 
 main() {
     parse_arguments "$@"
-    detect_flavour
-    install
+    case "$mode" in
+        systemd) check_systemd ;;
+        uninstall) check_systemd; uninstall_service; return ;;
+    esac
+    if [ -z "$stage" ]; then
+        detect_flavour
+        install
+    fi
     case "$mode:$flavour" in
+        systemd:*)
+            install_service
+            echo "Next: edit /etc/llumnix/cluster.toml, then systemctl enable --now llumnixd.service llumnix.target" ;;
         test:*) run_checks ;;
         quickstart:*) cd "$repo"; exec "$prefix/bin/llumnixd" --config configs/quickstart.toml ;;
         install:light) ;;

@@ -37,13 +37,17 @@ def llumnixd(
     join: Annotated[
         bool, typer.Option("--join", help="Add this machine to a cluster as a further Ray node.")
     ] = False,
+    head: Annotated[
+        bool,
+        typer.Option("--head", help="Keep the head's Ray node and what runs there; llumnixd may restart."),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Run a cluster of vLLM instances until a signal ends it: the first drains, the second stops at once."""
     try:
-        raise typer.Exit(_run(config, check=check, join=join))
+        raise typer.Exit(_run(config, check=check, join=join, head=head))
     except LlumnixError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_WRONG_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED) from None
@@ -54,16 +58,22 @@ def main() -> None:
     app(prog_name="llumnixd")
 
 
-def _run(path: Path, *, check: bool, join: bool) -> int:
+def _run(path: Path, *, check: bool, join: bool, head: bool) -> int:
     from llumnix.config import load_config
 
     config = load_config(path)
     if check:
         _check(config)
         return 0
+    if join and head:
+        raise ConfigError("--join and --head are for different machines: only one of them can be given.")
+    if join or head:
+        from llumnix import node_daemon
+
+        return node_daemon.join(config) if join else node_daemon.head(config)
     from llumnix import daemon
 
-    return daemon.join(config) if join else daemon.run(config)
+    return daemon.run(path, config)
 
 
 def _check(config: Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import logging
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -11,86 +11,63 @@ from pathlib import Path
 
 from llumnix.admin.journal import Journal
 from llumnix.admin.server import AdminServer
-from llumnix.admin.tokens import load_tokens, read_token
-from llumnix.cluster import leftovers, ray_driver, ray_node
+from llumnix.admin.tokens import load_tokens
+from llumnix.cluster import ledger as ledgers
+from llumnix.cluster import local_node, ray_driver
+from llumnix.cluster.actors import end_actors, named_actors
 from llumnix.cluster.control import LiveControl
 from llumnix.cluster.lock import ClusterLock
 from llumnix.cluster.manager import ClusterManager
 from llumnix.cluster.nodes import NodeList
-from llumnix.config import Config, check_files, check_model, check_ports
-from llumnix.endpoints import make_endpoints
+from llumnix.cluster.ray_node import RayNode
+from llumnix.cluster.takeover import take_over
+from llumnix.config import (
+    Config,
+    check_files,
+    check_model,
+    check_port,
+    check_ports,
+    load_config,
+    reloaded,
+)
 from llumnix.errors import ConfigError, StartupError
 from llumnix.log import get_logger, log_to
 from llumnix.progress import Progress
+from llumnix.systemd import notify, notify_reloading, watchdog_interval_s
 
 logger = get_logger(__name__)
 
-RAY_TOKEN_FILE = "ray.token"
-_RAY_GRACE_S = 3.0
+RAY_GRACE_S = 3.0
 _CONFIG_ERROR = "ConfigError: "
 
 
-def run(config: Config) -> int:
-    """Run a cluster until a signal ends it; returns the exit code. Raises LlumnixError if it cannot start."""
+def run(path: Path, config: Config) -> int:
+    """Run the cluster of the file at `path` until a signal ends it; returns the exit code.
+
+    What a former llumnixd left running is taken over. Raises LlumnixError if the cluster cannot start.
+    """
     state_dir = config.cluster.state_dir
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ClusterLock(state_dir):
-        _log(config, "llumnixd.log")
-        for ended in leftovers.clean_previous_run(state_dir):
-            logger.warning("ended %s (pid %d), left behind by a run that was killed", ended.name, ended.pid)
+        log_to_file(config, "llumnixd.log")
         check_files(config)
         check_model(config)
-        check_ports(config)
-        return asyncio.run(_Daemon(config).run())
+        if local_node.living(state_dir) is None:
+            check_ports(config)
+        else:  # the others may be in use by what is taken over
+            check_port("admin", config.admin.host, config.admin.port)
+        return asyncio.run(_Daemon(path, config).run())
 
 
-def join(config: Config) -> int:
-    """Add this machine to the cluster whose head ray.address names, until a signal ends it."""
-    if config.ray.address in ("local", "auto"):
-        raise ConfigError(
-            f'ray.address = "{config.ray.address}" in the file of a joining machine, expected '
-            '"HOST:PORT" of the head.'
-        )
-    state_dir = config.cluster.state_dir
-    token = read_token(
-        state_dir / RAY_TOKEN_FILE, f"copy {RAY_TOKEN_FILE} from the head's cluster.state_dir here"
-    )
-    run_record = leftovers.new_run(config.ray.temp_dir or Path("/tmp"))
-    with ClusterLock(state_dir / "node"):
-        _log(config, "llumnixd-node.log")
-        leftovers.clean_previous_run(state_dir / "node")
-        leftovers.record_run(state_dir / "node", run_record)
-        node = ray_node.join(
-            address=config.ray.address,
-            temp_dir=Path(run_record.temp_dir),
-            node_ip=config.ray.node_ip,
-            num_cpus=config.ray.num_cpus,
-            num_gpus=config.ray.num_gpus,
-            token=token,
-            run_id=run_record.run_id,
-            env={},
-        )
-        Progress().say(f"joined {config.ray.address} as node {node.node_id}; Ctrl-C leaves")
-        try:
-            return _wait_for_signal(node)
-        finally:
-            ray_node.stop(node, _RAY_GRACE_S)
-            leftovers.forget_run(state_dir / "node")
+def log_dir(config: Config) -> Path:
+    """Where the processes of this machine write their logs."""
+    return config.cluster.state_dir / "logs"
 
 
-def _wait_for_signal(node: ray_node.RayNode) -> int:
-    import psutil
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    while signal.sigtimedwait({signal.SIGINT, signal.SIGTERM}, 1.0) is None:
-        if not psutil.pid_exists(node.raylet_pid):
-            raise StartupError(f"the Ray node on this machine ended (its head at {node.address} may be gone)")
-    return 0
-
-
-def _log(config: Config, name: str) -> None:
+def log_to_file(config: Config, name: str) -> None:
+    """Log to a rotated file of the state directory."""
     log_to(
-        config.cluster.state_dir / "logs" / name,
+        log_dir(config) / name,
         config.logging.level,
         max_bytes=config.logging.max_bytes,
         backups=config.logging.backups,
@@ -99,26 +76,41 @@ def _log(config: Config, name: str) -> None:
 
 
 class _Daemon:
-    """One run of llumnixd on one event loop."""
+    """One run of llumnixd on one event loop.
 
-    def __init__(self, config: Config) -> None:
+    It ends what it runs when it ends, but for a Ray node that a `llumnixd --head` keeps (`_leave`): what runs
+    there goes on and is taken over by the next llumnixd, unless the cluster never came up.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
         self._config = config
         self._state_dir = config.cluster.state_dir
+        self._kept = local_node.is_kept(self._state_dir)
+        self._leave = self._kept
         self._started = time.monotonic()
         self._first_signal = asyncio.Event()
         self._second_signal = asyncio.Event()
+        self._reload_asked = asyncio.Event()
 
     async def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         progress = Progress()
         async with AsyncExitStack() as stack:
             stack.callback(progress.close)
+            watchdog = asyncio.create_task(_feed_watchdog())
+            stack.callback(watchdog.cancel)
             manager, control = await self._start(stack, progress)
             code = await self._serve(manager, control, progress)
             control.stopping = True
-            progress.say("stopping: no new requests, waiting for running ones (again: stop at once)")
-            await self._stop(manager)
+            notify("STOPPING=1")
+            if self._leave:
+                progress.say("stopping: API servers and instances go on, as llumnixd --head keeps them")
+            else:
+                progress.say("stopping: no new requests, waiting for running ones (again: stop at once)")
+                await self._stop(manager)
         progress.say("stopped")
         return code
 
@@ -128,70 +120,58 @@ class _Daemon:
         config = self._config
         journal = Journal(self._state_dir / "journal.db")
         stack.callback(journal.close)
+        self._journal = journal
+        record = _recorder(journal)
         tokens = load_tokens(self._state_dir, config.admin.tokens)
         journal.append("daemon.started", f"llumnixd starts cluster {config.cluster.name}")
         stack.callback(journal.append, "daemon.stopped", "llumnixd has stopped")
         progress.say(f"starting Ray and {config.instances.count} instances of {config.served_name}")
         model = asyncio.create_task(asyncio.to_thread(_resolve_model, config))
-        run_record = leftovers.new_run(config.ray.temp_dir or Path("/tmp"))
-        leftovers.record_run(self._state_dir, run_record)
-        node = await asyncio.to_thread(self._start_ray, run_record)
-        stack.push_async_callback(self._stop_ray, node)
+        node = await asyncio.to_thread(local_node.obtain, config, record, kept=self._kept)
+        stack.push_async_callback(self._stop_node, node)
+        self._node = node
         ray_driver.connect(node, config.ray_namespace)
         stack.callback(ray_driver.disconnect)
-        endpoints = make_endpoints(config, node.temp_dir)
-        manager = ClusterManager(config, endpoints, await model, node.temp_dir / "cores", _recorder(journal))
-        stack.push_async_callback(manager.close)
+        stack.push_async_callback(self._end_actors)
+        ledger = await take_over(config, node, record)
+        if not ledger.api_servers:
+            check_port("http", config.http.host, config.http.port)
+        manager = ClusterManager(
+            config, ledger, await model, node.temp_dir / "cores", record, self._write_down
+        )
+        stack.push_async_callback(self._close, manager)
         nodes = NodeList()
         control = LiveControl(manager, nodes, _url(config))
         refresh = asyncio.create_task(nodes.keep_fresh())
         stack.callback(refresh.cancel)
-        admin = AdminServer(control, journal, tokens, config.admin.host, config.admin.port)
+        admin = AdminServer(control, journal, tokens, log_dir(config), config.admin.host, config.admin.port)
         await admin.start()
         stack.push_async_callback(admin.stop)
         manager.start()
         return manager, control
 
-    def _start_ray(self, run_record: leftovers.RunRecord) -> ray_node.RayNode:
-        ray = self._config.ray
-        if ray.address == "local":
-            return ray_node.start_head(
-                temp_dir=Path(run_record.temp_dir),
-                node_ip=ray.node_ip,
-                port=ray.port,
-                num_cpus=ray.num_cpus,
-                num_gpus=ray.num_gpus,
-                dashboard=ray.dashboard,
-                token=_ray_token(self._state_dir),
-                run_id=run_record.run_id,
-                env={},
-            )
-        return ray_node.join(
-            address=ray_driver.find_local_head() if ray.address == "auto" else ray.address,
-            temp_dir=Path(run_record.temp_dir),
-            node_ip=ray.node_ip,
-            num_cpus=ray.num_cpus,
-            num_gpus=ray.num_gpus,
-            token=_ray_token(self._state_dir),
-            run_id=run_record.run_id,
-            env={},
-        )
+    def _write_down(self, ledger: ledgers.Ledger) -> None:
+        ledgers.write(self._state_dir, ledger)
 
     # ---- serving ----------------------------------------------------------------------------------------
 
     async def _serve(self, manager: ClusterManager, control: LiveControl, progress: Progress) -> int:
         """Until the first signal. Raises StartupError or ConfigError if the cluster cannot come up."""
-        announced = False
+        announced = told = False
         while not self._first_signal.is_set():
             progress.show(control.instances(), starting=not announced)
-            failed = manager.failed_task()
-            if failed is not None:
-                raise StartupError(f"llumnixd failed: {failed!r}") from failed
+            self._raise_if_broken(manager)
             if not announced:
-                _raise_if_hopeless(manager, control)
+                self._raise_if_hopeless(manager, control)
                 announced = control.ready()[0]
                 if announced:
                     progress.ready(self._config, _url(self._config), time.monotonic() - self._started)
+            if not told and control.cluster().state in ("serving", "degraded"):
+                told = True
+                notify("READY=1", f"STATUS=serving at {_url(self._config)}")
+            if self._reload_asked.is_set():
+                self._reload_asked.clear()
+                self._reload(manager)
             await self._pause(0.1 if not announced else 0.5)
         return 0
 
@@ -200,6 +180,38 @@ class _Daemon:
             await asyncio.wait_for(self._first_signal.wait(), seconds)
         except TimeoutError:
             return
+
+    def _raise_if_broken(self, manager: ClusterManager) -> None:
+        failed = manager.failed_task()
+        if failed is not None:
+            raise StartupError(f"llumnixd failed: {failed!r}") from failed
+        if not self._node.lives():
+            raise StartupError("The Ray node on this machine ended.")
+
+    def _raise_if_hopeless(self, manager: ClusterManager, control: LiveControl) -> None:
+        try:
+            _raise_if_hopeless(manager, control)
+        except (ConfigError, StartupError):
+            self._leave = False
+            raise
+
+    def _reload(self, manager: ClusterManager) -> None:
+        """Read the file again (SIGHUP): take on what can change while the cluster runs, name the rest."""
+        notify_reloading()
+        try:
+            self._config, taken, others = reloaded(self._config, load_config(self._path))
+        except ConfigError as error:
+            self._journal.append("config.refused", str(error), severity="error")
+            logger.error("not reloaded: %s", error)
+        else:
+            logging.getLogger("llumnix").setLevel(self._config.logging.level.upper())
+            manager.reconfigure(self._config)
+            message = f"took on {', '.join(taken) or 'nothing new'}"
+            if others:
+                message += f"; needs a restart: {', '.join(others)}"
+            self._journal.append("config.reloaded", message, severity="warning" if others else "info")
+            logger.info("reloaded: %s", message)
+        notify("READY=1")
 
     # ---- stopping ---------------------------------------------------------------------------------------
 
@@ -220,10 +232,18 @@ class _Daemon:
         await manager.drain_requests(self._config.http.drain_timeout_s)
         await manager.stop_engines()
 
-    async def _stop_ray(self, node: ray_node.RayNode) -> None:
-        grace_s = 0.0 if self._second_signal.is_set() else _RAY_GRACE_S
-        await asyncio.to_thread(ray_node.stop, node, grace_s)
-        leftovers.forget_run(self._state_dir)
+    async def _close(self, manager: ClusterManager) -> None:
+        await manager.close(leave=self._leave)
+
+    async def _end_actors(self) -> None:
+        if self._kept and not self._leave:
+            await end_actors(named_actors())
+            ledgers.forget(self._state_dir)
+
+    async def _stop_node(self, node: RayNode) -> None:
+        if not self._kept:
+            grace_s = 0.0 if self._second_signal.is_set() else RAY_GRACE_S
+            await asyncio.to_thread(local_node.stop, self._config, node, grace_s)
 
     def _on_signal(self) -> None:
         if self._first_signal.is_set():
@@ -231,20 +251,19 @@ class _Daemon:
         self._first_signal.set()
 
 
+async def _feed_watchdog() -> None:
+    """Tell systemd that the event loop turns."""
+    interval_s = watchdog_interval_s()
+    while interval_s is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval_s)
+
+
 def _resolve_model(config: Config) -> str:
     """What vLLM is given as the model; a built-in one is built where it is not cached."""
     from llumnix.engine.model_path import resolve_model
 
     return resolve_model(config)
-
-
-def _ray_token(state_dir: Path) -> str:
-    """The cluster's Ray token, made at the first start; joining machines get a copy of its file."""
-    path = state_dir / RAY_TOKEN_FILE
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
-    return read_token(path, "ray token")
 
 
 def _recorder(journal: Journal):  # type: ignore[no-untyped-def]

@@ -71,7 +71,16 @@ def machine(tmp_path: Path) -> Machine:
 def test_help_names_every_mode(machine: Machine) -> None:
     done = machine.install("--help")
     assert done.returncode == 0
-    for option in ("--quickstart", "--test", "--light", "--systemd", "--prefix", "--help"):
+    for option in (
+        "--quickstart",
+        "--test",
+        "--light",
+        "--systemd",
+        "--uninstall",
+        "--purge",
+        "--prefix",
+        "--help",
+    ):
         assert option in done.stdout
 
 
@@ -79,7 +88,9 @@ def test_help_names_every_mode(machine: Machine) -> None:
     ("arguments", "message"),
     [
         (["--fast"], "unknown option '--fast'"),
-        (["--systemd"], "not yet"),
+        (["--systemd", "--uninstall"], "only one of"),
+        (["--light", "--systemd"], "--light cannot be combined with --systemd"),
+        (["--purge"], "--purge goes with --uninstall only"),
         (["--prefix"], "--prefix needs a directory"),
         (["--quickstart", "--test"], "only one of"),
         (["--light", "--test"], "--light cannot be combined with --test"),
@@ -149,6 +160,12 @@ def test_directory_that_is_no_environment_is_left_alone(machine: Machine) -> Non
     assert done.returncode == 1
     assert "exists and is not a virtual environment" in done.stderr
     assert list(machine.prefix.iterdir()) == [precious]
+
+
+@pytest.mark.parametrize("option", ["--systemd", "--uninstall"])
+def test_only_root_changes_the_system(machine: Machine, option: str) -> None:
+    machine.pretend("id", "echo 1000")
+    machine.assert_refused(machine.install(option), f"{option} changes the system: run it as root")
 
 
 def locked_versions(flavour: str) -> dict[str, set[str]]:

@@ -7,11 +7,12 @@ their deaths; everything else goes over our own sockets.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
-import sys
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ import ray
 
 from llumnix.config import Config
 from llumnix.engine.main import EngineSpec, prepare_environment, root_cause, run_engine
-from llumnix.log import log_to
+from llumnix.errors import StartupError
+from llumnix.log import log_to, print_to
 
 if TYPE_CHECKING:
     from llumnix.frontend.spec import ApiServerSpec
 
-MAX_WATCHERS = 32
+MAX_WATCHERS = 64  # every llumnixd and API server of its time leaves one behind
 _EXIT_AFTER_END_S = 3.0
+_KILL_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,10 @@ class ApiServerActor(_Process):
     def run(self) -> str:
         """Serve until told to stop; returns why it ended."""
         prepare_environment(1)
+        metrics_dir = self._spec.metrics_dir
+        Path(metrics_dir).mkdir(mode=0o700, exist_ok=True)
+        # Read by prometheus_client when it is imported, which nothing in this process has done so far.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
         try:
             self._serve()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is why this process ends
@@ -122,24 +129,48 @@ class ApiServerActor(_Process):
         from llumnix.frontend.server import ApiServer
 
         async def main() -> None:
-            await ApiServer(self._spec, _watch_instance).run()
+            instances = WatchedInstances()
+            await ApiServer(self._spec, instances.watch, instances.kill).run()
 
         uvloop.run(main())
 
 
-def _watch_instance(uid: int, instance: str, died: Callable[[int, str], None]) -> None:
-    """Have `died` called when the instance's process ends: this server's own call, pending on the actor."""
+class WatchedInstances:
+    """What an API server knows of instances without llumnixd: its own calls, pending on their actors."""
 
-    def ended(future: Future[Any]) -> None:
-        error = future.exception()
-        died(uid, str(future.result()) if error is None else death_reason(error))
+    def __init__(self) -> None:
+        self._actors: dict[int, tuple[Any, Future[Place]]] = {}
 
-    try:
-        actor = ray.get_actor(instance_actor_name(uid))
-    except ValueError:
-        died(uid, "its process is gone")
-        return
-    actor.wait_end.remote().future().add_done_callback(ended)
+    def watch(self, uid: int, instance: str, died: Callable[[int, str], None]) -> None:
+        """Have `died` called when the instance's process ends."""
+
+        def ended(future: Future[Any]) -> None:
+            self._actors.pop(uid, None)
+            error = future.exception()
+            died(uid, str(future.result()) if error is None else death_reason(error))
+
+        try:
+            actor = ray.get_actor(instance_actor_name(uid))
+        except ValueError:
+            died(uid, "its process is gone")
+            return
+        self._actors[uid] = (actor, actor.place.remote().future())
+        actor.wait_end.remote().future().add_done_callback(ended)
+
+    def kill(self, uid: int) -> None:
+        """End the instance's process, unless it has ended."""
+        actor, place = self._actors.get(uid, (None, None))
+        if place is not None:
+            kill_actor(actor, place.result() if place.done() and place.exception() is None else None)
+
+
+def kill_actor(actor: Any, place: Place | None) -> None:
+    """End the process at once, whatever it does: Ray's kill, and SIGKILL where it is on this machine."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(actor)
+    if place is not None and place.node_id == ray.get_runtime_context().get_node_id():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(place.pid, signal.SIGKILL)
 
 
 def death_reason(error: BaseException) -> str:
@@ -149,6 +180,28 @@ def death_reason(error: BaseException) -> str:
     if isinstance(error, ray.exceptions.ActorUnschedulableError):
         return f"Ray cannot place it: {' '.join(str(error).split())}"
     return "its process died"
+
+
+def named_actors() -> list[str]:
+    """Names of the actors of this cluster that live."""
+    names: list[str] = ray.util.list_named_actors()
+    return names
+
+
+async def end_actors(names: Iterable[str]) -> None:
+    """Kill actors of this cluster and wait until they are dead; StartupError if one is not in time."""
+    ends = []
+    for name in names:
+        with contextlib.suppress(ValueError):  # gone meanwhile
+            actor = ray.get_actor(name)
+            ends.append(ended(actor.wait_end.remote()))
+            ray.kill(actor)
+    try:
+        await asyncio.wait_for(asyncio.gather(*ends), _KILL_TIMEOUT_S)
+    except TimeoutError:
+        raise StartupError(
+            f"Actors of a former llumnixd live {_KILL_TIMEOUT_S:g} s after their kill."
+        ) from None
 
 
 async def ended(reference: Any) -> str:
@@ -161,17 +214,8 @@ async def ended(reference: Any) -> str:
 
 def _log_to_file(config: Config, name: str) -> None:
     """Everything the process prints, vLLM's log too, goes to one file."""
-    logs_dir = config.cluster.state_dir / "logs"
-    logs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = logs_dir / name
-    if path.exists() and path.stat().st_size > config.logging.max_bytes:
-        path.replace(path.with_suffix(".log.1"))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+    path = config.cluster.state_dir / "logs" / name
+    print_to(path, max_bytes=config.logging.max_bytes, backups=config.logging.backups)
     log_to(None, config.logging.level, max_bytes=0, backups=0, terminal=True)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from llumnix.cluster.actors import MAX_WATCHERS, ApiServerActor, ended
+from llumnix.cluster.ledger import KnownApiServer
 from llumnix.config import Config
 from llumnix.wire import Endpoints
 
@@ -23,6 +25,8 @@ class ApiServerState:
     """One API server through all its incarnations."""
 
     index: int
+    actor: str = ""
+    """Its name in Ray."""
     pid: int | None = None
     serving: bool = False
     restarts: int = 0
@@ -53,8 +57,19 @@ class ApiServerPool:
         self.states = [ApiServerState(k) for k in range(config.http.api_servers)]
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
+    def start(self, known: Iterable[KnownApiServer] = ()) -> None:
+        """Start all but those that are `known`: a former llumnixd started them, and they are taken over."""
+        for server in known:
+            state = self.states[server.index]
+            state.actor, state.pid, state.serving = server.actor, server.pid, True
+            state.since = asyncio.get_running_loop().time()
         self._tasks = [asyncio.create_task(self._supervise(state)) for state in self.states]
+
+    def known(self) -> tuple[KnownApiServer, ...]:
+        """Those that serve, for a next llumnixd."""
+        return tuple(
+            KnownApiServer(s.index, s.actor, s.pid) for s in self.states if s.serving and s.pid is not None
+        )
 
     def is_serving(self) -> bool:
         return any(state.serving for state in self.states)
@@ -80,33 +95,48 @@ class ApiServerPool:
         """From here on an API server that ends is not started again."""
         self._stopping = True
 
-    def kill_all(self) -> None:
-        self._stopping = True
+    def leave(self) -> None:
+        """Supervise no more; what serves goes on."""
         for task in self._tasks:
             task.cancel()
+
+    def kill_all(self) -> None:
+        self._stopping = True
+        self.leave()
         for actor in self._actors.values():
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)
 
     async def _supervise(self, state: ApiServerState) -> None:
-        incarnation = 0
         while not self._stopping:
-            actor = self._launch(state.index, incarnation)
-            self._actors[state.index] = actor
-            reason = await ended(actor.run.remote())
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(actor)
-            self._gone(state, reason)
+            self._gone(state, await self._one_process(state))
             await asyncio.sleep(0.0 if self._stopping else self._backoff_s(state))
-            incarnation += 1
             state.restarts += 1
 
-    def _launch(self, index: int, incarnation: int) -> Any:
+    async def _one_process(self, state: ApiServerState) -> str:
+        """From its start, or from its being taken over, to its end; returns why it ended."""
+        if state.serving:
+            try:
+                actor = ray.get_actor(state.actor)
+            except ValueError:
+                return "it ended while llumnixd was away"
+            end = actor.wait_end.remote()
+        else:
+            actor, end = self._launch(state)
+        self._actors[state.index] = actor
+        reason = await ended(end)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(actor)
+        return reason
+
+    def _launch(self, state: ApiServerState) -> tuple[Any, Any]:
         # Imported here: the spec's module is vLLM's side, and this process has no need of vLLM.
         from llumnix.frontend.spec import ApiServerSpec
 
-        return ApiServerActor.options(  # type: ignore[attr-defined]
-            name=f"api-server-{index}-{incarnation}",
+        # Of a former one Ray may still know the name.
+        state.actor = f"api-server-{state.index}-{secrets.token_hex(4)}"
+        actor = ApiServerActor.options(  # type: ignore[attr-defined]
+            name=state.actor,
             lifetime="detached",
             max_concurrency=MAX_WATCHERS,
             max_restarts=0,
@@ -114,7 +144,8 @@ class ApiServerPool:
             scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             ),
-        ).remote(ApiServerSpec(self._config, index, self._endpoints, self._model))
+        ).remote(ApiServerSpec(self._config, state.index, self._endpoints, self._model))
+        return actor, actor.run.remote()
 
     def _gone(self, state: ApiServerState, reason: str) -> None:
         now = asyncio.get_running_loop().time()

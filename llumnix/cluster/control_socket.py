@@ -9,6 +9,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from llumnix.errors import StartupError
 from llumnix.log import get_logger
 from llumnix.sockets import guard, open_async_socket
 from llumnix.wire import ApiServerUp, Endpoints, FromManager, ToManager, codec
@@ -28,7 +29,12 @@ class ControlSocket:
         self._api_servers: dict[int, bytes] = {}
 
     def _bind(self, kind: int, address: str, endpoints: Endpoints) -> Any:
-        return open_async_socket(self._context, kind, address, bind=True, curve=endpoints.curve)
+        try:
+            return open_async_socket(self._context, kind, address, bind=True, curve=endpoints.curve)
+        except zmq.ZMQError as error:
+            raise StartupError(
+                f"llumnixd's own address {address} cannot be used: {error.strerror}."
+            ) from None
 
     async def run(self, take: Callable[[ToManager], None]) -> None:
         """Hand every message to `take` until cancelled."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llumnix.wire import StateOp
 
 
 class EngineState:
     """The calls to replay, in the order they were first made; opaque bytes of vLLM's."""
 
-    def __init__(self) -> None:
-        self._calls: dict[str, tuple[bytes, ...]] = {}
+    def __init__(self, calls: Mapping[str, tuple[bytes, ...]]) -> None:
+        self._calls = dict(calls)
         self._joined_at: dict[int, int] = {}
 
     def apply(self, op: StateOp) -> None:
@@ -17,6 +19,9 @@ class EngineState:
             self._calls.pop(op.key, None)
         else:
             self._calls[op.key] = op.call
+
+    def by_key(self) -> dict[str, tuple[bytes, ...]]:
+        return dict(self._calls)
 
     def calls(self) -> tuple[tuple[bytes, ...], ...]:
         return tuple(self._calls.values())

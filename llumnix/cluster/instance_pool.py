@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from llumnix.cluster.actors import (
     death_reason,
     ended,
     instance_actor_name,
+    kill_actor,
 )
 from llumnix.config import Config
 from llumnix.core.events import Event, InstanceDied, InstancePlaced
@@ -40,7 +39,7 @@ class InstancePool:
         self._config = config
         self._endpoints = endpoints
         self._model = model
-        self._cores_dir = None if uses_gpus() else cores_dir
+        self._cores_dir = None if uses_gpus() or config.simulated else cores_dir
         self._tell = tell
         self._actors: dict[int, Any] = {}
         self._places: dict[int, Place] = {}
@@ -55,25 +54,33 @@ class InstancePool:
             lifetime="detached",
             max_concurrency=MAX_WATCHERS,
             max_restarts=0,
-            num_cpus=self._config.instances.cpus_per_instance,
-            num_gpus=self._config.gpus_per_instance if uses_gpus() else 0,
+            # A simulated instance sleeps through its steps: many share a CPU.
+            num_cpus=0 if self._config.simulated else self._config.instances.cpus_per_instance,
+            num_gpus=self._config.gpus_per_instance if uses_gpus() and not self._config.simulated else 0,
             scheduling_strategy="SPREAD",
         ).remote(spec, self._cores_dir)
-        self._actors[uid] = actor
         self.stages[uid] = "waiting for a place"
-        self._keep(self._watch(uid, actor))
+        self._hold(uid, actor, actor.run.remote())
+
+    def adopt(self, uid: int) -> None:
+        """Take over a process that a former llumnixd started; one that is gone is told as dead."""
+        try:
+            actor = ray.get_actor(instance_actor_name(uid))
+        except ValueError:
+            self._tell(InstanceDied(uid, "its process ended while llumnixd was away"))
+        else:
+            self._hold(uid, actor, actor.wait_end.remote())
+
+    def _hold(self, uid: int, actor: Any, end: Any) -> None:
+        self._actors[uid] = actor
+        self._keep(self._watch(uid, actor, end))
         self._keep(self._find_place(uid, actor))
 
     def kill(self, uid: int) -> None:
-        """End the process at once, whatever it does: Ray's kill, and SIGKILL where it is on this machine."""
+        """End the process at once."""
         actor = self._actors.get(uid)
         if actor is not None:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(actor)
-        place = self._places.get(uid)
-        if place is not None and place.node_id == ray.get_runtime_context().get_node_id():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(place.pid, signal.SIGKILL)
+            kill_actor(actor, self._places.get(uid))
 
     def uids(self) -> list[int]:
         return list(self._actors)
@@ -86,8 +93,8 @@ class InstancePool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _watch(self, uid: int, actor: Any) -> None:
-        reason = await ended(actor.run.remote())
+    async def _watch(self, uid: int, actor: Any, end: Any) -> None:
+        reason = await ended(end)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(actor)
         self._actors.pop(uid, None)

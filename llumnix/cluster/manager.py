@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -13,12 +14,20 @@ from llumnix.cluster.api_server_pool import ApiServerPool
 from llumnix.cluster.control_socket import ControlSocket
 from llumnix.cluster.engine_state import EngineState
 from llumnix.cluster.instance_pool import InstancePool
+from llumnix.cluster.latency import LatencyWindow
+from llumnix.cluster.ledger import KnownEngine, Ledger
 from llumnix.cluster.migration_log import MigrationLog
+from llumnix.cluster.recorder import Recorder
+from llumnix.cluster.request_ids import internal_id
 from llumnix.config import Config
 from llumnix.core.events import (
+    AbortRequests,
     Action,
     AddInstances,
+    AdoptInstances,
+    Drain,
     Event,
+    HeldRequests,
     InstanceDied,
     InstanceReady,
     KillInstance,
@@ -26,6 +35,7 @@ from llumnix.core.events import (
     PublishTable,
     Record,
     Reported,
+    ScaleTo,
     StartInstance,
     StopInstance,
     Tick,
@@ -39,15 +49,15 @@ from llumnix.wire import (
     ApiServerServes,
     ApiServerUp,
     Done,
-    Endpoints,
     EngineServes,
     EngineUp,
     Heartbeat,
+    Held,
+    LatencySamples,
     LostContact,
     MigrationNews,
     Move,
     MoveAway,
-    PeerAddress,
     PeerGone,
     Replay,
     Report,
@@ -75,28 +85,46 @@ RecordEvent = Callable[[str, str, str, str], None]
 class ClusterManager:
     """Owns the scheduler, the sockets and the processes of one cluster, on the daemon's event loop.
 
-    Invariant: `_ready` holds the EngineCoreReadyResponse of every instance that a table may name.
+    Invariants: `_engines` holds what every instance that a table may name said when it came up; what the
+    scheduler decides stands in the ledger before it is done.
     """
 
     def __init__(
-        self, config: Config, endpoints: Endpoints, model: str, cores_dir: Path, record: RecordEvent
+        self,
+        config: Config,
+        ledger: Ledger,
+        model: str,
+        cores_dir: Path,
+        record: RecordEvent,
+        write_down: Callable[[Ledger], None],
     ) -> None:
+        """`ledger`: of a new cluster, or of one to take over; `write_down` keeps its later states."""
+        endpoints = ledger.endpoints
         self.config = config
-        self.scheduler = Scheduler(scheduler_settings(config))
+        self.scheduler = Scheduler(scheduler_settings(config, ledger))
+        record_to = config.scheduler.record
+        self._recorder = Recorder(record_to, self.scheduler) if record_to is not None else None
+        self._ledger = ledger
+        self._write_down = write_down
         self._record = record
         self._socket = ControlSocket(endpoints)
         self.instances = InstancePool(config, endpoints, model, cores_dir, self.handle)
         self.api_servers = ApiServerPool(config, endpoints, model, record, self._socket.forget_api_server)
-        self._engine_state = EngineState()
-        self._ready: dict[int, bytes] = {}
-        self._addresses: dict[int, PeerAddress] = {}
+        self._engine_state = EngineState(ledger.engine_state)
+        self._engines: dict[int, KnownEngine] = {}
         self.migrations = MigrationLog()
+        self.latency = LatencyWindow()
         self._replayed: set[int] = set()
+        self.names: dict[int, str] = {}
+        """By uid: the instance, of all incarnations that there have been."""
         self.rows: dict[int, tuple[RequestRow, ...]] = {}
         """By uid: the requests of each instance as it last told them."""
+        self.held: dict[int, tuple[RequestRow, ...]] = {}
+        """By API server: the requests that it holds until an instance has room."""
         self._table = Table(0, ())
         self._commands: dict[int, asyncio.Future[Done]] = {}
-        self._command_ids = itertools.count(1)
+        # Not from 1: a late answer to a former llumnixd must not be taken for one to this.
+        self._command_ids = itertools.count(time.monotonic_ns())
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
         """Called after anything an operator might look at has changed."""
@@ -108,8 +136,36 @@ class ClusterManager:
             asyncio.create_task(self._socket.run(self._take), name="control-socket"),
             asyncio.create_task(self._ticks(), name="scheduler-ticks"),
         ]
-        self.handle(AddInstances(self.config.instances.count))
-        self.api_servers.start()
+        self.api_servers.start(self._ledger.api_servers)
+        if self._ledger.instances:
+            self._take_over()
+        else:
+            self.handle(AddInstances(self.config.instances.count))
+
+    def _take_over(self) -> None:
+        """Go on with what a former llumnixd left; what of it did not serve is started again."""
+        left = self._ledger
+        self._ledger = left.under(self.config)
+        for known in left.instances:
+            self.names[known.uid] = known.instance
+            if known.engine is not None:
+                self._engines[known.uid] = known.engine
+                self._engine_state.joined(known.uid, left.table_version)
+                self._replayed.add(known.uid)
+        self.handle(AdoptInstances(tuple(known.adopted() for known in left.instances), left.table_version))
+        for known in left.instances:
+            if known.drain_deadline is not None:
+                timeout_s = max(0.0, known.drain_deadline - time.monotonic())
+                self.handle(Drain(known.instance, timeout_s, remove=known.removing))
+            if known.engine is not None:
+                self.instances.adopt(known.uid)
+        if left.differs_in("instances.count", self.config):
+            self.handle(ScaleTo(self.config.instances.count))
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with a configuration that differs in what can change at run time."""
+        self.config = config
+        self.scheduler.reconfigure(config.scheduling)
 
     async def drain_requests(self, drain_s: float) -> None:
         """Have the API servers take nothing new, finish or abort what runs, and end."""
@@ -122,7 +178,7 @@ class ClusterManager:
         for task in self._tasks[1:]:
             task.cancel()  # no more ticks: nothing is started again
         for uid in self.instances.uids():
-            if uid in self._ready:
+            if uid in self._engines:
                 self._socket.tell_instance(uid, StopEngine())
             else:
                 self.instances.kill(uid)
@@ -130,13 +186,19 @@ class ClusterManager:
         while self.instances.uids() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool = False) -> None:
+        """End what runs in this process; with `leave` the API servers go on serving."""
         for task in self._tasks:
             task.cancel()
-        self.api_servers.kill_all()
+        if leave:
+            self.api_servers.leave()
+        else:
+            self.api_servers.kill_all()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.instances.close()
         self._socket.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def failed_task(self) -> BaseException | None:
         """What ended one of the manager's own tasks, if anything did."""
@@ -148,27 +210,47 @@ class ClusterManager:
 
     def handle(self, event: Event) -> None:
         """One event to the scheduler, its actions to the world; raises what the scheduler refuses."""
-        actions = self.scheduler.handle(event, time.monotonic())
+        now = time.monotonic()
+        if self._recorder is not None:
+            self._recorder.record(event, now)
+        actions = self.scheduler.handle(event, now)
         if isinstance(event, InstanceDied):
             self._instance_died(event)
+        if any(isinstance(action, StartInstance | PublishTable | Record) for action in actions):
+            self._write_ledger()
         for action in actions:
             self._enact(action)
         if actions:
             self.on_change()
 
+    def _write_ledger(self) -> None:
+        ledger = self._ledger.now(
+            self.scheduler.instances(),
+            self.scheduler.table().version,
+            self._engines,
+            self.api_servers.known(),
+            self._engine_state.by_key(),
+        )
+        if ledger != self._ledger:
+            self._ledger = ledger
+            self._write_down(ledger)
+
     def _instance_died(self, event: InstanceDied) -> None:
-        self._addresses.pop(event.uid, None)
+        self._engines.pop(event.uid, None)
         self.migrations.source_lost(event.uid, event.reason)
-        for uid in self._addresses:
+        for uid in self._engines:
             self._socket.tell_instance(uid, PeerGone(event.uid, event.reason))
 
     def _enact(self, action: Action) -> None:
         if isinstance(action, StartInstance):
+            self.names[action.uid] = action.instance
             self.instances.start(action.instance, action.uid)
         elif isinstance(action, StopInstance):
             self._socket.tell_instance(action.uid, StopEngine())
         elif isinstance(action, KillInstance):
             self.instances.kill(action.uid)
+        elif isinstance(action, AbortRequests):
+            self._abort_requests(action)
         elif isinstance(action, MoveRequests):
             self._move_requests(action)
         elif isinstance(action, PublishTable):
@@ -178,13 +260,19 @@ class ClusterManager:
         else:
             assert_never(action)
 
+    def _abort_requests(self, action: AbortRequests) -> None:
+        for row in self.rows.get(action.uid, ()):
+            # Nobody waits for the answer: what has ended meanwhile needs no abort.
+            abort = AbortRequest(next(self._command_ids), internal_id(row.request_id), action.reason)
+            self._socket.tell_api_server(row.api_server, abort)
+
     def _move_requests(self, action: MoveRequests) -> None:
-        address = self._addresses[action.target]
-        order = MoveAway(action.target, address, action.reason, action.for_s)
+        address = self._engines[action.target].address
+        order = MoveAway(action.target, address, action.reason, action.for_s, action.goal)
         self._socket.tell_instance(action.source, order)
 
     def _publish(self, action: PublishTable) -> None:
-        entries = tuple(TableEntry(entry, self._ready[entry.uid]) for entry in action.entries)
+        entries = tuple(TableEntry(entry, self._engines[entry.uid].ready) for entry in action.entries)
         named = {entry.uid for entry in action.entries}
         for gone in self.rows.keys() - named:
             del self.rows[gone]
@@ -196,7 +284,7 @@ class ClusterManager:
     async def _ticks(self) -> None:
         while True:
             self.handle(Tick())
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(min(TICK_S, self.config.scheduler.interval_s))
 
     # ---- messages ---------------------------------------------------------------------------------------
 
@@ -207,12 +295,16 @@ class ClusterManager:
             self.handle(message.beat)
         elif isinstance(message, RequestTable):
             self.rows[message.uid] = message.rows
+        elif isinstance(message, Held):
+            self._take_held(message)
         elif isinstance(message, Done):
             self._answer(message)
         elif isinstance(message, StateOp):
             self._take_state_op(message)
         elif isinstance(message, MigrationNews):
             self._take_migration_news(message)
+        elif isinstance(message, LatencySamples):
+            self.latency.take(message, time.monotonic())
         elif isinstance(message, EngineUp | EngineServes):
             self._take_engine_news(message)
         else:
@@ -221,8 +313,7 @@ class ClusterManager:
     def _take_engine_news(self, message: EngineUp | EngineServes) -> None:
         uid = message.uid
         if isinstance(message, EngineUp):
-            self._ready[uid] = message.ready
-            self._addresses[uid] = message.address
+            self._engines[uid] = KnownEngine(message.ready, message.address)
             self._replayed.add(uid)
             self._socket.tell_instance(uid, Replay(self._engine_state.calls(), then_serve=True))
         else:
@@ -231,13 +322,20 @@ class ClusterManager:
 
     def _take_api_server_news(self, message: ApiServerUp | ApiServerServes | LostContact) -> None:
         if isinstance(message, ApiServerUp):
+            self._take_held(Held(HeldRequests(message.index, 0, 0, 0, 0), ()))
             self.api_servers.up(message.index, message.pid)
             self._socket.tell_api_server(message.index, self._table)
         elif isinstance(message, ApiServerServes):
             self.api_servers.serves(message.index)
+            self._write_ledger()
         else:
             logger.info("API server %d lost instance #%d: %s", message.index, message.uid, message.reason)
         self.on_change()
+
+    def _take_held(self, message: Held) -> None:
+        self.handle(message.queue)
+        if message.rows is not None:
+            self.held[message.queue.api_server] = message.rows
 
     def _take_migration_news(self, news: MigrationNews) -> None:
         self.migrations.take(news)
@@ -254,6 +352,7 @@ class ClusterManager:
 
     def _take_state_op(self, op: StateOp) -> None:
         self._engine_state.apply(op)
+        self._write_ledger()
         if op.call is not None:
             for uid in self._engine_state.missed_by(op, self._replayed):
                 self._socket.tell_instance(uid, Replay((op.call,), then_serve=False))
@@ -268,10 +367,16 @@ class ClusterManager:
             lambda: self._socket.tell_instance(uid, SetPriority(command_id, request_id, priority)),
         )
 
+    async def set_held_priority(self, api_server: int, request_id: str, priority: int) -> None:
+        """As set_priority, of a request that an API server holds."""
+        command_id = next(self._command_ids)
+        command = SetPriority(command_id, request_id, priority)
+        await self._ask(command_id, lambda: self._socket.tell_api_server(api_server, command))
+
     async def migrate(self, source: int, request_id: str, target: int, reason: str) -> str:
         """Begin to move a request; the migration's id. Raises RefusedError with the source's reason."""
         command_id = next(self._command_ids)
-        address = self._addresses[target]
+        address = self._engines[target].address
         return await self._ask(
             command_id,
             lambda: self._socket.tell_instance(source, Move(command_id, request_id, target, address, reason)),
@@ -307,13 +412,6 @@ class ClusterManager:
             future.set_result(done)
 
 
-def scheduler_settings(config: Config) -> SchedulerSettings:
-    instances = config.instances
-    return SchedulerSettings(
-        headroom_tokens={c.engine_priority: c.headroom_tokens for c in config.priorities.values()},
-        start_timeout_s=instances.start_timeout_s,
-        restart_backoff_s=instances.restart_backoff_s,
-        restart_limit=instances.restart_limit,
-        heartbeat_timeout_s=instances.heartbeat_timeout_s,
-        step_timeout_s=instances.step_timeout_s,
-    )
+def scheduler_settings(config: Config, ledger: Ledger) -> SchedulerSettings:
+    """Those of the file, with numbers that go on where the ledger's end."""
+    return replace(config.scheduling, first_uid=ledger.next_uid, first_instance=ledger.next_instance)

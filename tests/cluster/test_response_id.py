@@ -2,7 +2,7 @@
 
 import pytest
 
-from llumnix.cluster.control import response_id
+from llumnix.cluster.request_ids import response_id
 
 
 @pytest.mark.parametrize(
