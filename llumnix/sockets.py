@@ -22,9 +22,16 @@ def open_socket(
     bind: bool,
     curve: CurveKeys | None,
     identity: bytes | None = None,
+    send_limit: int = 0,
 ) -> zmq.Socket[bytes]:
-    """A bound or connected socket; closing it drops what it could not send."""
+    """A bound or connected socket; closing it drops what it could not send.
+
+    `send_limit`: messages that may wait for a peer that is away (0: any number); more raise zmq.Again.
+    """
     socket = context.socket(kind)
+    if send_limit:
+        socket.setsockopt(zmq.SNDTIMEO, 0)
+    socket.setsockopt(zmq.SNDHWM, send_limit)
     _open(socket, kind, address, bind, curve, identity)
     return socket
 
@@ -38,8 +45,9 @@ def open_async_socket(
     curve: CurveKeys | None,
     identity: bytes | None = None,
 ) -> zmq.asyncio.Socket:
-    """The same for an event loop."""
+    """The same for an event loop, without a limit."""
     socket = context.socket(kind)
+    socket.setsockopt(zmq.SNDHWM, 0)
     _open(socket, kind, address, bind, curve, identity)
     return socket
 
@@ -53,7 +61,6 @@ def _open(
     identity: bytes | None,
 ) -> None:
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     if identity is not None:
         socket.setsockopt(zmq.IDENTITY, identity)

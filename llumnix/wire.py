@@ -16,9 +16,10 @@ from typing import Literal
 
 import msgspec
 
-from llumnix.core.events import Beat, DispatchEntry
+from llumnix.core.events import Beat, DispatchEntry, HeldRequests
 from llumnix.core.handover.messages import Adopted, Moved
 from llumnix.core.load import InstanceReport
+from llumnix.core.victims import MoveGoal
 
 HELLO = b"\x10"
 """From an API server to an instance, in front of its first request: count my requests from zero."""
@@ -38,12 +39,20 @@ TAG_LAST_WORDS = b"D"
 """The engine loop failed; the payload is the uid (4 bytes, little) and the root cause, utf-8."""
 
 
+class NewPriority(msgspec.Struct, frozen=True):
+    """An operator changed a request's engine priority where it runs: its later attempts have it too."""
+
+    request_id: str
+    priority: int
+
+
 class NoticeFrom(msgspec.Struct, frozen=True):
-    """One of two notices about a handover to a request's API server, in order with its outputs."""
+    """One of three notices about a request to its API server, in order with its outputs."""
 
     uid: int
     moved: Moved | None = None
     adopted: Adopted | None = None
+    priority: NewPriority | None = None
 
 
 class CurveKeys(msgspec.Struct, frozen=True):
@@ -152,6 +161,16 @@ class RequestTable(msgspec.Struct, frozen=True, tag=True):
     rows: tuple[RequestRow, ...]
 
 
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """What an API server holds until an instance has room; told again whenever that changes.
+
+    `rows`: all of them; None where they were told just now.
+    """
+
+    queue: HeldRequests
+    rows: tuple[RequestRow, ...] | None
+
+
 class StateOp(msgspec.Struct, frozen=True, tag=True):
     """An engine-wide call was made through an API server; joiners must take it on.
 
@@ -187,7 +206,7 @@ class LostContact(msgspec.Struct, frozen=True, tag=True):
 
 
 class MigrationNews(msgspec.Struct, frozen=True, tag=True):
-    """A migration began or ended, told by its source."""
+    """A migration began, began a stage, or ended, told by its source."""
 
     migration: str
     request_id: str
@@ -195,7 +214,7 @@ class MigrationNews(msgspec.Struct, frozen=True, tag=True):
     source: int
     target: int
     reason: str
-    state: Literal["prepare", "committed", "aborted"]
+    state: Literal["prepare", "copying", "committed", "aborted"]
     why: str
     stages: int
     blocks_sent: int
@@ -203,6 +222,18 @@ class MigrationNews(msgspec.Struct, frozen=True, tag=True):
     num_bytes: int
     copy_ms: float
     downtime_ms: float | None
+    blocks_total: int | None = None
+    """All that the request had to be sent when this was told; None: not known yet."""
+
+
+class LatencySamples(msgspec.Struct, frozen=True, tag=True):
+    """What clients of an API server have seen since it last told, in seconds."""
+
+    index: int
+    ttft_s: tuple[float, ...]
+    """Of requests that got their first token."""
+    tpot_s: tuple[float, ...]
+    """Mean time per output token of requests that finished."""
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -219,11 +250,13 @@ ToManager = (
     | Report
     | Heartbeat
     | RequestTable
+    | Held
     | StateOp
     | ApiServerUp
     | ApiServerServes
     | LostContact
     | MigrationNews
+    | LatencySamples
     | Done
 )
 
@@ -252,7 +285,7 @@ class Table(msgspec.Struct, frozen=True, tag=True):
 
 
 class SetPriority(msgspec.Struct, frozen=True, tag=True):
-    """Change a request's engine priority, in queue order too."""
+    """Change a request's engine priority, in queue order too; to an API server: of one that it holds."""
 
     command_id: int
     request_id: str
@@ -279,12 +312,13 @@ class Move(msgspec.Struct, frozen=True, tag=True):
 
 
 class MoveAway(msgspec.Struct, frozen=True, tag=True):
-    """For the next moment move requests there, of lower priority and shorter ones first."""
+    """For the next moment move requests there, as llumnix.core.victims chooses them."""
 
     target: int
     address: PeerAddress
     reason: str
     for_s: float
+    goal: MoveGoal
 
 
 class PeerGone(msgspec.Struct, frozen=True, tag=True):

@@ -43,13 +43,19 @@ def test_a_missing_file_ends_with_code_2() -> None:
     )
 
 
+def test_a_machine_is_the_head_or_joins_one() -> None:
+    result = llumnixd("--config", str(QUICKSTART), "--head", "--join")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("--join and --head are for different machines")
+
+
 def test_the_version_is_printed() -> None:
     assert llumnixd("--version").stdout == f"llumnixd {llumnix.__version__}\n"
 
 
 def test_help_names_every_option() -> None:
     text = llumnixd("--help").stdout
-    assert all(option in text for option in ("--config", "--check", "--join", "--version"))
+    assert all(option in text for option in ("--config", "--check", "--join", "--head", "--version"))
 
 
 def test_check_prints_the_effective_configuration_as_toml_and_nothing_else(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from llumnix.sockets import guard, new_curve_keys, open_async_socket
+from llumnix.sockets import guard, new_curve_keys, open_async_socket, open_socket
 from tests.e2e.sockets_of import is_let_in
 
 KEYS = new_curve_keys()
@@ -51,3 +52,18 @@ def test_knowing_the_public_key_is_not_enough(address: str) -> None:
 
 def test_keys_are_not_shown() -> None:
     assert KEYS.secret not in f"{KEYS} {KEYS!r}"
+
+
+def test_only_so_many_messages_wait_for_a_peer_that_is_away(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/away"
+    with (
+        zmq.Context() as context,
+        open_socket(context, zmq.PUSH, address, bind=False, curve=None, send_limit=3) as sender,
+    ):
+        for text in (b"1", b"2", b"3"):
+            sender.send(text)
+        with pytest.raises(zmq.Again):
+            sender.send(b"one too many")
+        with open_socket(context, zmq.PULL, address, bind=True, curve=None) as receiver:
+            assert receiver.poll(20_000)
+            assert receiver.recv() == b"1"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from llumnix.core.events import Beat, DispatchEntry
+from llumnix.core.events import Beat, DispatchEntry, HeldRequests
 from llumnix.core.load import ClassLoad, InstanceReport
+from llumnix.core.victims import MoveGoal
 from llumnix.wire import (
     AbortRequest,
     ApiServerServes,
@@ -16,6 +17,7 @@ from llumnix.wire import (
     EngineServes,
     EngineUp,
     Heartbeat,
+    Held,
     LostContact,
     MigrationNews,
     Move,
@@ -61,6 +63,8 @@ TO_MANAGER = [
     RequestTable(1, (RequestRow("r", 0, True, 5, 2, 1, 1.5, 0, 0),)),
     StateOp(4, "pause", (b"a", b"b")),
     StateOp(4, "pause", None),
+    Held(HeldRequests(0, 2, 900, 560, -10), None),
+    Held(HeldRequests(0, 0, 0, 0, 0), ()),
     ApiServerUp(0, 17),
     ApiServerServes(0),
     LostContact(0, 1, "died"),
@@ -72,7 +76,7 @@ FROM_MANAGER = [
     SetPriority(1, "r", -10),
     AbortRequest(1, "r", "why"),
     Move(1, "r@0.0", 2, PeerAddress("ipc:///x", b"secret"), "why"),
-    MoveAway(2, PeerAddress("ipc:///x", b"secret"), "why", 0.5),
+    MoveAway(2, PeerAddress("ipc:///x", b"secret"), "why", 0.5, MoveGoal(headroom_blocks={-10: 751})),
     PeerGone(2, "died"),
     StopServing(3.0),
     StopEngine(),

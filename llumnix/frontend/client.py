@@ -6,25 +6,27 @@ import asyncio
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
 import zmq
 import zmq.asyncio
 from vllm.config import VllmConfig
-from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llumnix.core.dispatch import Dispatcher, Hold
+from llumnix.core.handover.epochs import split_engine_id
 from llumnix.core.handover.settings import HandoverSettings
+from llumnix.core.hold_queue import HoldQueue
 from llumnix.core.load import InstanceReport
 from llumnix.frontend.engine_calls import EngineCalls
-from llumnix.frontend.engine_state import forget_key, persistent_key
+from llumnix.frontend.held_news import HeldNews
 from llumnix.frontend.membership import Membership
+from llumnix.frontend.refusals import ServiceUnavailable
 from llumnix.frontend.request_book import NotPlaced, Placed, RequestBook
+from llumnix.frontend.silence import SilenceWatch
 from llumnix.log import get_logger
 from llumnix.sockets import guard, open_async_socket
 from llumnix.wire import (
@@ -38,28 +40,12 @@ from llumnix.wire import (
     ApiServerAddress,
     CurveKeys,
     NoticeFrom,
-    StateOp,
     Table,
 )
 
 logger = get_logger(__name__)
 
-_ONE_ENGINE_IS_ENOUGH = frozenset({"get_supported_tasks", "save_sharded_state"})
 _TICK_S = 0.1
-
-
-class ServiceUnavailable(GracefulHTTPError):
-    """The cluster cannot serve this request now; the client may try again."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-class AbortedByOperator(GracefulHTTPError):
-    """An operator ended the request; trying again is not wanted."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, HTTPStatus.GONE)
 
 
 class ClusterClient(AsyncMPClient):
@@ -76,25 +62,32 @@ class ClusterClient(AsyncMPClient):
         address: ApiServerAddress,
         curve: CurveKeys | None,
         dispatcher: Dispatcher,
+        held: HoldQueue,
         handover: HandoverSettings,
-        num_slots: int,
+        silence_s: float,
     ) -> None:
+        """`silence_s`: without a report for so long, an instance is given up, told by `on_silent`."""
         # MPClient.__init__ would start engines, or block until rank 0 says READY; we build what it builds.
         self.vllm_config = vllm_config
         self.client_index = address.index
-        self.membership = Membership(num_slots)
+        self.membership = Membership()
         self.dispatcher = dispatcher
-        self.engine_ranks_managed = list(range(num_slots))
+        self._silence = SilenceWatch(silence_s, time.monotonic())
+        self._held = held
+        self.engine_ranks_managed = [0]
         self.outputs_queue: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
         self._book = RequestBook(
-            handover, place=self._place, abort=self._abort_at, deliver=self._deliver, fail=self._fail
+            handover, held, place=self._place, abort=self._abort_at, deliver=self._deliver, fail=self._fail
         )
-        self._calls = EngineCalls(
-            address.index, lambda uid, call: self._send_request(uid, EngineCoreRequestType.UTILITY, call)
+        self.calls = EngineCalls(
+            address.index,
+            self.membership,
+            lambda uid, call: self._send_request(uid, EngineCoreRequestType.UTILITY, call),
         )
         self.on_failed: Callable[[Iterable[str], Exception], None] = lambda ids, error: None
-        self.on_state_op: Callable[[StateOp], None] = lambda op: None
         self.on_lost: Callable[[int, str], None] = lambda uid, reason: None
+        self.on_silent: Callable[[int], object] = lambda uid: None
+        self.held_news = HeldNews(address.index, held, self._book)
         self.first_usable: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         """The ready response of the first instance that can be reached."""
         self.encoder = MsgpackEncoder()
@@ -141,10 +134,16 @@ class ClusterClient(AsyncMPClient):
     async def _keep_time(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            self._book.retry(time.monotonic())
+            self._book.place_held(time.monotonic())
             self._book.tick(time.monotonic())
+            self._give_up_silent(time.monotonic())
+            self.held_news.tell(time.monotonic())
 
     # ---- instances --------------------------------------------------------------------------------------
+
+    def num_queued(self) -> int:
+        """Requests that do not run yet, here or at any instance."""
+        return len(self._held) + self.dispatcher.queued()
 
     def num_unfinished(self) -> int:
         return len(self._book)
@@ -170,8 +169,15 @@ class ClusterClient(AsyncMPClient):
             self._drop_instance(uid, reason, fenced=True)
             self.on_lost(uid, reason)
 
+    def _give_up_silent(self, now: float) -> None:
+        """What still runs there is of an older attempt from here on; its outputs are dropped."""
+        usable = [entry.entry.uid for entry in self.membership.usable()]
+        for uid, silence_s in self._silence.silent(usable, now).items():
+            self.on_silent(uid)
+            self.instance_lost(uid, f"no report for {silence_s:.1f} s")
+
     def _drop_instance(self, uid: int, reason: str, *, fenced: bool) -> None:
-        self._calls.instance_lost(uid, self.membership.name(uid), reason)
+        self.calls.instance_lost(uid, self.membership.name(uid), reason)
         self._book.instance_lost(uid, reason, time.monotonic(), fenced=fenced)
 
     def _refresh_dispatcher(self) -> None:
@@ -179,7 +185,7 @@ class ClusterClient(AsyncMPClient):
         self.dispatcher.set_table([entry.entry for entry in usable])
         if usable and not self.first_usable.done():
             self.first_usable.set_result(usable[0].ready)
-        self._book.retry(time.monotonic())
+        self._book.place_held(time.monotonic())
 
     async def _receive_joins(self) -> None:
         while True:
@@ -197,6 +203,12 @@ class ClusterClient(AsyncMPClient):
                 # The instance has aborted what it had of us when the connection broke.
                 self._drop_instance(uid, "the connection to it broke", fenced=False)
 
+    # ---- requests held ----------------------------------------------------------------------------------
+
+    def set_priority(self, of_engine: str, engine_priority: int) -> bool:
+        """Give a request that is held here another class; False if it is not."""
+        return self._book.set_priority(split_engine_id(of_engine)[0], engine_priority)
+
     # ---- outputs ----------------------------------------------------------------------------------------
 
     async def _receive_outputs(self) -> None:
@@ -208,25 +220,35 @@ class ClusterClient(AsyncMPClient):
             if kind == TAG_OUTPUTS:
                 self._take_outputs(self.decoder.decode(payload))
             elif kind == TAG_REPORT:
-                self.dispatcher.observe(self._decode_report(payload[0].buffer))
+                self._take_report(self._decode_report(payload[0].buffer))
+                self._book.place_held(time.monotonic())
             elif kind == TAG_NOTICE:
                 news = self._decode_notice(payload[0].buffer)
                 for notice in (news.moved, news.adopted):
                     if notice is not None:
                         self._book.notice(news.uid, notice, time.monotonic())
+                if news.priority is not None:
+                    self._book.priority_changed(news.priority.request_id, news.priority.priority)
             elif kind == TAG_LAST_WORDS:
                 uid = int.from_bytes(bytes(payload[0].buffer), "little")
                 self.instance_lost(uid, bytes(payload[1].buffer).decode())
             else:
                 raise AssertionError(f"an instance sent a message with the unknown tag {kind!r}")
 
+    def _take_report(self, report: InstanceReport) -> None:
+        self._silence.heard(report.uid, time.monotonic())
+        self.dispatcher.observe(report)
+
     def _take_outputs(self, outputs: EngineCoreOutputs) -> None:
         uid = outputs.engine_index
         if outputs.utility_output is not None:
-            self._calls.answer(outputs.utility_output)
+            self.calls.answer(outputs.utility_output)
             return
         outputs.outputs = self._book.take(uid, outputs.outputs, time.monotonic())
-        outputs.engine_index = self.membership.slot(uid)
+        number = self.membership.number(uid)
+        if number is None:  # it has left: nobody counts what it still says of itself
+            outputs.scheduler_stats = None
+        outputs.engine_index = number or 0
         if outputs.outputs or outputs.scheduler_stats:
             self.outputs_queue.put_nowait(outputs)
 
@@ -265,7 +287,7 @@ class ClusterClient(AsyncMPClient):
         while True:
             choice = self.dispatcher.choose(num_tokens, request.priority, exclude=unreachable)
             if isinstance(choice, Hold):
-                return NotPlaced(f"no instance can take requests now: {choice.reason}")
+                return NotPlaced(f"no instance can take requests now: {choice.reason}", choice.is_any_open)
             encoded = self.encoder.encode(request)
             frames = (EngineCoreRequestType.ADD.value, *encoded)
             if output_tokens:
@@ -294,32 +316,7 @@ class ClusterClient(AsyncMPClient):
     # ---- engine-wide calls ------------------------------------------------------------------------------
 
     async def call_utility_async(self, method: str, *args: Any) -> Any:
-        """The call on every instance (on one where that says it all); per-worker lists are joined."""
-        if method in _ONE_ENGINE_IS_ENOUGH:
-            entries = self.membership.usable()
-            if not entries:
-                raise ServiceUnavailable("no instance serves")
-            first = entries[0].entry
-            return await self._calls.one(first.uid, first.instance, method, args)
-        results = await self.call_utility_all_async(method, *args)
-        if method == "collective_rpc":
-            return [worker for workers in results for worker in workers]
-        return results[0]
+        return await self.calls.as_one(method, args)
 
     async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
-        entries = [entry.entry for entry in self.membership.usable()]
-        if not entries:
-            raise ServiceUnavailable("no instance serves")
-        version = self.membership.version
-        calls = (self._calls.one(entry.uid, entry.instance, method, args) for entry in entries)
-        results = await asyncio.gather(*calls)
-        self._remember(version, method, args)
-        return list(results)
-
-    def _remember(self, table_version: int, method: str, args: Sequence[Any]) -> None:
-        for key in forget_key(method, args):
-            self.on_state_op(StateOp(table_version, key, None))
-        state = persistent_key(method, args)
-        if state is not None:
-            call = self.encoder.encode((self.client_index, 0, method, args))
-            self.on_state_op(StateOp(table_version, state, tuple(bytes(frame) for frame in call)))
+        return await self.calls.on_all(method, args)

@@ -16,6 +16,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.loggers import StatLoggerManager
 
 from llumnix.frontend.client import ClusterClient
+from llumnix.frontend.stats import InstanceMetrics, LatencyLog
 
 engine_priority: contextvars.ContextVar[int | None] = contextvars.ContextVar("engine_priority", default=None)
 """The engine priority that the gate decided on for the HTTP request under way."""
@@ -49,9 +50,11 @@ class ClusterLLM(AsyncLLM):
         client.on_failed = self.fail_requests
         self.logger_manager = StatLoggerManager(
             vllm_config=vllm_config,
-            engine_idxs=client.engine_ranks_managed,
+            custom_stat_loggers=[InstanceMetrics],
             enable_default_loggers=False,
         )
+        self.latency = LatencyLog()
+        self.logger_manager.stat_loggers.append(self.latency)
         self._client_count = 1
         self.output_handler = None
         self.profiler = None

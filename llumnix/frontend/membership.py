@@ -21,13 +21,11 @@ class Membership:
     Invariant: `usable` is a subset of the table's uids and of `_joined`.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self) -> None:
         self.version = -1
         self._entries: dict[int, TableEntry] = {}
         self._joined: set[int] = set()
         self._dead: set[int] = set()
-        self._slots: dict[int, int] = {}
-        self._num_slots = num_slots
 
     def usable(self) -> list[TableEntry]:
         return [entry for uid, entry in self._entries.items() if uid in self._joined]
@@ -42,9 +40,10 @@ class Membership:
         entry = self._entries.get(uid)
         return entry.entry.instance if entry else f"instance #{uid}"
 
-    def slot(self, uid: int) -> int:
-        """The metrics' engine index of an instance: a small number that is free again once it left."""
-        return self._slots.get(uid, 0)
+    def number(self, uid: int) -> int | None:
+        """Of the instance, the same in all its incarnations: vLLM's metrics name engines by number."""
+        entry = self._entries.get(uid)
+        return instance_number(entry.entry.instance) if entry else None
 
     def apply(self, table: Table) -> Change:
         """Take the manager's table; an older one than the last changes nothing."""
@@ -57,8 +56,6 @@ class Membership:
         left = tuple(before - set(entries))
         for uid in left:
             self._forget(uid)
-        for uid in entries:
-            self._take_slot(uid)
         return Change(tuple(uid for uid in entries if uid not in before), left)
 
     def joined(self, uid: int) -> bool:
@@ -75,10 +72,13 @@ class Membership:
 
     def _forget(self, uid: int) -> None:
         self._joined.discard(uid)
-        self._slots.pop(uid, None)
 
-    def _take_slot(self, uid: int) -> None:
-        if uid not in self._slots:
-            taken = set(self._slots.values())
-            free = (slot for slot in range(self._num_slots) if slot not in taken)
-            self._slots[uid] = next(free, self._num_slots - 1)
+
+def instance_number(name: str) -> int:
+    """Of an instance's id, as the scheduler gives them out."""
+    return int(name.removeprefix("i"))
+
+
+def instance_name(number: int) -> str:
+    """The reverse of `instance_number`."""
+    return f"i{number}"

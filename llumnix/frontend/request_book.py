@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,6 +29,7 @@ from llumnix.core.handover.owner_events import (
     StartAttempt,
 )
 from llumnix.core.handover.settings import HandoverSettings
+from llumnix.core.hold_queue import HeldRequest, HoldQueue
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Entry:
     runs: list[str] = field(default_factory=list)
     """Engine-side ids of the present attempt."""
     waiting: StartAttempt | None = None
-    """The attempt that no instance could be found for yet."""
+    """The attempt that no instance has room for yet; it is in the hold queue."""
 
 
 @dataclass(slots=True)
@@ -61,6 +62,8 @@ class Placed:
 @dataclass(frozen=True, slots=True)
 class NotPlaced:
     reason: str
+    is_any_open: bool
+    """An instance is there and will have room some time."""
 
 
 Place = Callable[[EngineCoreRequest, tuple[int, ...]], Placed | NotPlaced]
@@ -70,12 +73,14 @@ Place = Callable[[EngineCoreRequest, tuple[int, ...]], Placed | NotPlaced]
 class RequestBook:
     """Not thread-safe: all on the API server's event loop. `now` is passed in.
 
-    Invariant: every run's entry is in the book, under the request id that its engine-side id begins with.
+    Invariants: every run's entry is in the book, under the request id that its engine-side id begins with;
+    an entry waits exactly when its request id is in the hold queue.
     """
 
     def __init__(
         self,
         settings: HandoverSettings,
+        held: HoldQueue,
         *,
         place: Place,
         abort: Callable[[int, list[str]], None],
@@ -84,6 +89,10 @@ class RequestBook:
     ) -> None:
         """`abort(uid, engine ids)`, `deliver(outputs)` and `fail(request id, reason)` carry out."""
         self._settings = settings
+        self._held = held
+        self._is_placing = False
+        self._refusal = NotPlaced("requests before it wait for room", is_any_open=True)
+        """Why the request that was tried last found no place."""
         self._place = place
         self._abort = abort
         self._deliver = deliver
@@ -101,11 +110,10 @@ class RequestBook:
         entry = Entry(request, RequestOwner(request.request_id, self._settings, now))
         self._entries[request.request_id] = entry
         self._carry_out(entry, entry.owner.start(), now)
-        if entry.waiting is None:
+        if entry.waiting is None or self._refusal.is_any_open:
             return None
-        reason = entry.waiting.reason
         self._forget(entry)
-        return reason
+        return self._refusal.reason
 
     def run_of(self, request_id: str) -> tuple[int, str] | None:
         """(uid, engine-side id) of where a request runs, for further input of a streaming session."""
@@ -164,12 +172,35 @@ class RequestBook:
         for request_id in list(self._entries):
             self._tell(request_id, event, now)
 
-    def retry(self, now: float) -> None:
-        """An instance may have room: place what waits."""
-        for request_id in sorted(self._timed):
-            entry = self._entries.get(request_id)
-            if entry is not None and entry.waiting is not None:
-                self._start(entry, entry.waiting, now)
+    def place_held(self, now: float) -> None:
+        """An instance may have room, or there may be none any more: place what waits, in order."""
+        if self._is_placing or not self._held:
+            return  # called from within: the loop below goes on with what is new
+        self._is_placing = True
+        try:
+            self._held.place(lambda held: self._try_to_place(held, now), now)
+        finally:
+            self._is_placing = False
+
+    def set_priority(self, request_id: str, engine_priority: int) -> bool:
+        """Give a request that waits for room another class; False if it does not wait here."""
+        if not self._held.set_priority(request_id, engine_priority):
+            return False
+        self.priority_changed(request_id, engine_priority)
+        return True
+
+    def priority_changed(self, request_id: str, engine_priority: int) -> None:
+        """The request has another class from now on; a further attempt begins with it."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            entry.request = msgspec.structs.replace(entry.request, priority=engine_priority)
+
+    def held(self) -> Iterator[tuple[EngineCoreRequest, StartAttempt]]:
+        """Requests that wait for room, in order, with their attempts."""
+        for held in self._held:
+            entry = self._entries[held.key]
+            assert entry.waiting is not None
+            yield entry.request, entry.waiting
 
     def tick(self, now: float) -> None:
         """Time passed; call it some times a second."""
@@ -215,25 +246,49 @@ class RequestBook:
             self._timed.discard(request_id)
 
     def _start(self, entry: Entry, attempt: StartAttempt, now: float) -> None:
-        request_id = entry.request.request_id
-        of_engine = engine_id(request_id, attempt.epoch)
+        request = entry.request
+        entry.waiting = attempt
+        num_tokens = len(request.prompt_token_ids or ()) + len(attempt.output_tokens)
+        self._held.push(request.request_id, request.priority, num_tokens, request.arrival_time)
+        self.place_held(now)
+        if entry.waiting is attempt:
+            self._tell_held(entry, now)
+
+    def _try_to_place(self, held: HeldRequest, now: float) -> bool:
+        entry = self._entries[held.key]
+        attempt = entry.waiting
+        assert attempt is not None
+        of_engine = engine_id(held.key, attempt.epoch)
         sent = msgspec.structs.replace(entry.request, request_id=of_engine)
         placed = self._place(sent, attempt.output_tokens)
         if isinstance(placed, NotPlaced):
-            entry.waiting = StartAttempt(attempt.epoch, attempt.output_tokens, placed.reason)
-            self._carry_out(
-                entry, entry.owner.handle(AttemptHeld(attempt.epoch, placed.reason, False), now), now
-            )
-            return
+            self._tell_all_held(placed, now)
+            self._tell_held(entry, now)
+            return False
         entry.waiting = None
         self._add_run(of_engine, Run(entry, placed.uid, attempt.epoch, len(attempt.output_tokens)))
-        event = AttemptPlaced(placed.uid, request_id, attempt.epoch)
-        self._carry_out(entry, entry.owner.handle(event, now), now)
+        event = AttemptPlaced(placed.uid, held.key, attempt.epoch)
+        self._tell(held.key, event, now)
+        return True
+
+    def _tell_all_held(self, refusal: NotPlaced, now: float) -> None:
+        """Requests wait for room without a limit, for an instance with one."""
+        changed = refusal.is_any_open != self._refusal.is_any_open
+        self._refusal = refusal
+        if changed:
+            for held in self._held:
+                self._tell_held(self._entries[held.key], now)
+
+    def _tell_held(self, entry: Entry, now: float) -> None:
+        assert entry.waiting is not None
+        event = AttemptHeld(entry.waiting.epoch, self._refusal.reason, self._refusal.is_any_open)
+        self._tell(entry.request.request_id, event, now)
 
     def _forget(self, entry: Entry) -> None:
         request_id = entry.request.request_id
         self._entries.pop(request_id, None)
         self._timed.discard(request_id)
+        self._held.discard(request_id)
         self._drop_runs(entry)
 
     def _add_run(self, of_engine: str, run: Run) -> None:

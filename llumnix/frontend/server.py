@@ -27,41 +27,56 @@ from vllm.utils.system_utils import set_ulimit
 from vllm.v1.engine import EngineCoreReadyResponse
 
 from llumnix.config import Config
-from llumnix.core.dispatch import RULE_OF_POLICY, Dispatcher
+from llumnix.core.hold_queue import HoldQueue
+from llumnix.core.policies import make_dispatcher
 from llumnix.engine.args import server_namespace, vllm_config
 from llumnix.engine.compat import check_vllm_version
 from llumnix.errors import ConfigError
-from llumnix.frontend.client import AbortedByOperator, ClusterClient, ServiceUnavailable
+from llumnix.frontend.adapters import AdapterTable
+from llumnix.frontend.client import ClusterClient
 from llumnix.frontend.control_link import ControlLink
 from llumnix.frontend.gate import Gate
 from llumnix.frontend.llm import ClusterLLM
 from llumnix.frontend.priority import KeyRule, PriorityRules
+from llumnix.frontend.refusals import AbortedByOperator, ServiceUnavailable
 from llumnix.frontend.spec import ApiServerSpec
+from llumnix.frontend.stats import answer_metrics
 from llumnix.log import get_logger
 from llumnix.wire import (
     AbortRequest,
     ApiServerServes,
     Done,
     FromManager,
+    LatencySamples,
     LostContact,
+    SetPriority,
     StopServing,
     Table,
 )
 
 logger = get_logger(__name__)
 
-_SPARE_METRIC_SLOTS = 2
+_TELL_LATENCY_S = 1.0
+_MANAGER_FIRST_S = 2.0
+"""By so much earlier the manager, if it is there, finds an instance that hangs or is silent."""
 
 
 class ApiServer:
     """One API server; `run` serves until the manager says stop. Everything is on one event loop."""
 
     def __init__(
-        self, spec: ApiServerSpec, watch: Callable[[int, str, Callable[[int, str], None]], None]
+        self,
+        spec: ApiServerSpec,
+        watch: Callable[[int, str, Callable[[int, str], None]], None],
+        kill: Callable[[int], None],
     ) -> None:
-        """`watch(uid, instance, died)` has `died(uid, reason)` called, on any thread, at its end."""
+        """`watch(uid, instance, died)` has `died(uid, reason)` called, on any thread, at its end.
+
+        `kill(uid)` ends an instance that says nothing any more; it may block.
+        """
         self._spec = spec
         self._watch = watch
+        self._kill = kill
         self._stopping: asyncio.Event = asyncio.Event()
         self._drain_s = 0.0
 
@@ -84,18 +99,26 @@ class ApiServer:
             engine_config,
             address=spec.endpoints.api_servers[spec.index],
             curve=spec.endpoints.curve,
-            dispatcher=_dispatcher(config, spec.index),
+            dispatcher=make_dispatcher(
+                config.scheduling, api_servers=config.http.api_servers, server_index=spec.index
+            ),
+            held=HoldQueue(config.scheduling.llumnix_plus.overtake_s),
             handover=config.handover,
-            num_slots=config.instances.max + _SPARE_METRIC_SLOTS,
+            silence_s=config.instances.heartbeat_timeout_s + _MANAGER_FIRST_S,
         )
-        self._client.on_state_op = self._link.send
+        loop = asyncio.get_running_loop()
+        self._client.on_silent = lambda uid: loop.run_in_executor(None, self._kill, uid)
+        self._client.calls.on_state_op = self._link.send
+        self._client.held_news.send = self._link.send
         self._client.on_lost = lambda uid, reason: self._link.send(LostContact(spec.index, uid, reason))
         link = asyncio.create_task(self._link.run(self._obey))
         try:
             ready = await _first_of(self._client.first_usable, link, self._stopping)
             _apply_ready(engine_config, msgspec.msgpack.decode(ready, type=EngineCoreReadyResponse))
             self._llm = ClusterLLM(engine_config, self._client)
+            telling = asyncio.create_task(self._tell_latency())
             await self._serve(args, sock)
+            telling.cancel()
         except asyncio.CancelledError:
             logger.info("stopped before any instance served")
         finally:
@@ -113,7 +136,7 @@ class ApiServer:
         return self._client.is_serving()
 
     def num_queued(self) -> int:
-        return self._client.dispatcher.queued()
+        return self._client.num_queued()
 
     # ---- the manager's commands ---------------------------------------------------------------------------
 
@@ -122,6 +145,8 @@ class ApiServer:
             self._take_table(command)
         elif isinstance(command, AbortRequest):
             self._link.send(Done(command.command_id, self._abort(command)))
+        elif isinstance(command, SetPriority):
+            self._link.send(Done(command.command_id, self._set_priority(command)))
         elif isinstance(command, StopServing):
             self._drain_s = command.drain_s
             self._stopping.set()
@@ -145,6 +170,18 @@ class ApiServer:
         self._llm.fail_requests([command.request_id], AbortedByOperator(command.reason))
         return None
 
+    def _set_priority(self, command: SetPriority) -> str | None:
+        if self._client.set_priority(command.request_id, command.priority):
+            return None
+        return f"request {command.request_id} is held no more: an instance has taken it, or it has ended"
+
+    async def _tell_latency(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_LATENCY_S)
+            ttft_s, tpot_s = self._llm.latency.take()
+            if ttft_s or tpot_s:
+                self._link.send(LatencySamples(self._spec.index, ttft_s, tpot_s))
+
     # ---- HTTP -------------------------------------------------------------------------------------------
 
     async def _serve(self, args: Namespace, sock: socket.socket) -> None:
@@ -158,7 +195,10 @@ class ApiServer:
         app = build_app(args, tasks, self._llm.model_config)
         await init_app_state(self._llm, app.state, args, tasks)
         # Engines keep adapters by number: one loaded after a restart must not get the number of an older one.
-        app.state.openai_serving_models.lora_id_counter = AtomicCounter(os.getpid() * 1_000)
+        models = app.state.openai_serving_models
+        models.lora_id_counter = AtomicCounter(os.getpid() * 1_000)
+        models.lora_requests = AdapterTable(models.lora_requests, self._client.calls.adapter_unloaded)
+        answer_metrics(app, self._spec.metrics_dir)
         config = self._spec.config
         gate = Gate(app, admission=self, rules=_rules(config), max_queued=config.http.max_queued)
         uvicorn_config = uvicorn.Config(gate, **_uvicorn_options(args))
@@ -194,16 +234,6 @@ class ApiServer:
             self._llm.fail_requests(unfinished, error)
         # The last bytes of every response go out before uvicorn counts open connections as stuck.
         await asyncio.sleep(0.1)
-
-
-def _dispatcher(config: Config, index: int) -> Dispatcher:
-    classes = config.priorities.values()
-    return Dispatcher(
-        RULE_OF_POLICY[config.scheduler.policy],
-        headroom_tokens={c.engine_priority: c.headroom_tokens for c in classes},
-        api_servers=config.http.api_servers,
-        server_index=index,
-    )
 
 
 def _rules(config: Config) -> PriorityRules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from llumnix.config import Config
 from llumnix.wire import Endpoints
@@ -17,3 +18,8 @@ class ApiServerSpec:
     endpoints: Endpoints
     model: str
     """The resolved directory or hub id."""
+
+    @property
+    def metrics_dir(self) -> str:
+        """Where all API servers of a run leave their metrics, and each reads those of all."""
+        return str(Path(self.endpoints.private_dir) / "metrics")

@@ -12,7 +12,7 @@ import time
 
 from llumnix.core.dispatch import RULES, Choice, Dispatcher
 from llumnix.core.events import DispatchEntry
-from llumnix.core.load import ClassLoad, InstanceReport
+from llumnix.core.load import ClassLoad, Headroom, InstanceReport
 
 NUM_DECISIONS = 5_000
 SENDS_PER_REPORT = 20
@@ -37,7 +37,7 @@ def report(uid: int, seq: int, num_taken: int) -> InstanceReport:
 
 def measure(rule: str, num_instances: int) -> tuple[float, float, float]:
     """Median and 99th percentile of a decision, median of an observed report, in microseconds."""
-    dispatcher = Dispatcher(rule, headroom_tokens={-10: 1600, 0: 0}, api_servers=2, server_index=0)
+    dispatcher = Dispatcher(rule, headroom={-10: Headroom(1600)}, api_servers=2, server_index=0)
     dispatcher.set_table(DispatchEntry(uid, f"i{uid}", True) for uid in range(num_instances))
     num_sent = [0] * num_instances
     decisions, reports = [], []

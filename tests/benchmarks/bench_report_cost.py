@@ -92,7 +92,7 @@ def add_requests(engine: Any, num_requests: int) -> None:
 def measure(engine: Any, running: int, waiting: int, num_samples: int) -> Cost:
     """Bring the engine to that state, take the figures while it decodes, and empty it again."""
     from llumnix.engine.instance import REPORT_COST_LIMIT, REPORT_INTERVAL_S
-    from llumnix.engine.scheduler_view import SchedulerView
+    from llumnix.engine.scheduler_view import MovesUnderWay, SchedulerView
     from llumnix.wire import Report, codec
 
     scheduler = engine.scheduler
@@ -105,7 +105,9 @@ def measure(engine: Any, running: int, waiting: int, num_samples: int) -> Cost:
     steps_s, loops_s, senders_s = [], [], []
     for sample in range(num_samples):
         steps_s.append(_timed(engine.step))
-        loops_s.append(_timed(lambda: output_queue.put_nowait(view.load(0, 1.0, 1000.0, {0: 1000}))))
+        loops_s.append(
+            _timed(lambda: output_queue.put_nowait(view.load(0, 1.0, 1000.0, {0: 1000}, MovesUnderWay())))
+        )
         report = output_queue.get_nowait()
         numbered = replace(report, seq=sample)
         senders_s.append(_timed(lambda: (encoder.encode(numbered), encoder.encode(Report(numbered)))))  # noqa: B023

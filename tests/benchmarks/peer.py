@@ -120,14 +120,21 @@ def _is_engine(process: psutil.Process) -> bool:
     return "EngineCore" in " ".join(process.cmdline())
 
 
-def serve(model: str, directory: Path, layout: Layout, *, num_engines: int) -> Peer:
+def serve(
+    model: str,
+    directory: Path,
+    layout: Layout,
+    *,
+    num_engines: int,
+    options: Mapping[str, Any] = ENGINE_OPTIONS,
+) -> Peer:
     """Start `vllm serve` on a free loopback port; does not wait for it."""
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     output_path = directory / "vllm.out"
     command = [*vllm("serve"), model, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--served-model-name", SERVED_NAME, "--disable-uvicorn-access-log"]
-    command += [*_flags(ENGINE_OPTIONS), *layout.options]
+    command += [*_flags(options), *layout.options]
     if num_engines > 1:
         command += ["--data-parallel-size", str(num_engines), *layout.data_parallel_options]
     with output_path.open("wb") as output:
@@ -142,9 +149,16 @@ def serve(model: str, directory: Path, layout: Layout, *, num_engines: int) -> P
 
 
 @contextlib.contextmanager
-def serving(model: str, directory: Path, layout: Layout, *, num_engines: int) -> Iterator[Peer]:
+def serving(
+    model: str,
+    directory: Path,
+    layout: Layout,
+    *,
+    num_engines: int,
+    options: Mapping[str, Any] = ENGINE_OPTIONS,
+) -> Iterator[Peer]:
     """A `vllm serve` that is healthy, stopped at the end."""
-    peer = serve(model, directory, layout, num_engines=num_engines)
+    peer = serve(model, directory, layout, num_engines=num_engines, options=options)
     try:
         peer.wait_healthy()
         if layout.pinned and peer.pin_engines() != num_engines:

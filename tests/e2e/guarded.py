@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.e2e.running import RunningCluster, settings, wait_for
-from tests.e2e.streams import Stream
+from tests.e2e.streams import Unread
 
 MAX_RUNNING = 2
 MAX_QUEUED = 8
@@ -31,6 +31,8 @@ def guarded_settings(directory: Path) -> dict[str, Any]:
     certificate, key = _self_signed(directory)
     return settings(
         directory / "state",
+        # Every request goes to an instance at once, so that the engines' own queues are what is looked at.
+        scheduler={"policy": "llumnix"},
         engine={"max_num_seqs": MAX_RUNNING},
         http={
             "api_servers": 2,
@@ -132,15 +134,14 @@ def wait_until_idle(cluster: RunningCluster) -> None:
 
 
 @contextlib.contextmanager
-def full(cluster: RunningCluster) -> Iterator[list[Stream]]:
-    """All seats of the only open instance taken by long streams; closing one frees its seat."""
-    seats = [Stream(cluster, 7000) for _ in range(MAX_RUNNING)]
+def full(cluster: RunningCluster) -> Iterator[list[Unread]]:
+    """All seats of the only open instance taken by long requests; closing one frees its seat."""
+    wait_until_idle(cluster)
+    seats = [Unread(cluster, f"seat-{k}", 8000) for k in range(MAX_RUNNING)]
     try:
         wait_for(lambda: cluster.instances()["i0"]["running"] == MAX_RUNNING, 20, "all seats are taken")
         yield seats
     finally:
         for seat in seats:
             seat.close()
-        for seat in seats:
-            seat.join(10)
         wait_until_idle(cluster)

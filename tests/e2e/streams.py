@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.e2e.running import RunningCluster, wait_for
+from tests.e2e.running import RunningCluster, trust, wait_for
 
 
 class Stream(threading.Thread):
@@ -78,6 +81,33 @@ class Stream(threading.Thread):
         assert self.error is not None, f"ended with {self.finish_reason} after {self.chunks} events"
         for word in words:
             assert word in str(self.error), str(self.error)
+
+
+class Unread:
+    """An unstreamed completion under way whose answer nobody reads: it costs no CPU but the engine's."""
+
+    def __init__(self, cluster: RunningCluster, name: str, max_tokens: int) -> None:
+        self.id = f"cmpl-{name}"
+        http = cluster.config["http"]
+        body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": max_tokens, "ignore_eos": True}
+        content = json.dumps(body).encode()
+        headers = {"host": "127.0.0.1", "x-request-id": name, "content-type": "application/json"}
+        headers["content-length"] = str(len(content))
+        if "api_keys" in http:
+            headers["authorization"] = f"Bearer {http['api_keys'][0]['key']}"
+        lines = ["POST /v1/completions HTTP/1.1", *(f"{key}: {value}" for key, value in headers.items())]
+        self._socket = socket.create_connection(("127.0.0.1", http["port"]), timeout=20)
+        if "tls_cert" in http:
+            self._socket = trust(http["tls_cert"]).wrap_socket(self._socket, server_hostname="127.0.0.1")
+        self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + content)
+
+    def close(self) -> None:
+        """Go away, as a client does that lost interest."""
+        self._socket.close()
+
+    def assert_goes_on(self) -> None:
+        """No answer is there yet."""
+        assert select.select([self._socket], [], [], 0) == ([], [], []), self._socket.recv(4096)
 
 
 def row_of(cluster: RunningCluster, stream: Stream) -> dict[str, Any]:

@@ -8,29 +8,26 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.running import RunningCluster, wait_for
-from tests.e2e.streams import Stream, row_of
+from tests.e2e.running import RunningCluster, http, wait_for
+from tests.e2e.streams import Stream, Unread, row_of
 
-NUM_STREAMS = 4
+NUM_REQUESTS = 4
 
 
 @pytest.fixture
-def loaded(cluster: RunningCluster) -> Iterator[list[Stream]]:
-    """Streams that run on both instances for as long as the test takes."""
-    streams = [Stream(cluster, 7500) for _ in range(NUM_STREAMS)]
+def loaded(cluster: RunningCluster) -> Iterator[list[Unread]]:
+    """Requests that run on both instances for as long as the test takes."""
+    asked = [Unread(cluster, f"load-{k}", 8000) for k in range(NUM_REQUESTS)]
     try:
-        wait_for(lambda: len(items(cluster)) == NUM_STREAMS, 20, "all are listed")
-        yield streams
+        wait_for(lambda: len(items(cluster)) == NUM_REQUESTS, 20, "all are listed")
+        yield asked
     finally:
-        for stream in streams:
-            stream.close()
-        for stream in streams:
-            stream.join(10)
+        for one in asked:
+            one.close()
         wait_for(lambda: not items(cluster), 10, "none is left")
 
 
@@ -39,32 +36,32 @@ def items(cluster: RunningCluster, path: str = "/v1/requests") -> list[dict[str,
     return found
 
 
-def test_cluster_tells_its_counts_under_load(cluster: RunningCluster, loaded: list[Stream]) -> None:
+def test_cluster_tells_its_counts_under_load(cluster: RunningCluster, loaded: list[Unread]) -> None:
     def counted() -> Any:
         now = cluster.admin("GET", "/v1/cluster")
         return (
             now
-            if now["counts"]["requests_running"] == NUM_STREAMS and now["totals"]["tokens_per_s"]
+            if now["counts"]["requests_running"] == NUM_REQUESTS and now["totals"]["tokens_per_s"]
             else None
         )
 
-    told = wait_for(counted, 10, "all streams are counted")
+    told = wait_for(counted, 10, "all are counted")
     assert (told["state"], told["model"], told["endpoint_url"]) == ("serving", "tiny", cluster.url)
     assert told["counts"]["instances"] == {"running": 2}
     assert (told["counts"]["nodes"], told["counts"]["api_servers"]) == (1, 1)
     assert told["totals"]["kv_blocks_total"] == sum(
         i["kv_blocks_total"] for i in cluster.instances().values()
     )
-    assert told["totals"]["kv_blocks_used"] >= NUM_STREAMS
+    assert told["totals"]["kv_blocks_used"] >= NUM_REQUESTS
     assert [p["name"] for p in told["priorities"]] == ["high", "normal"]
     [server] = told["api_servers"]
-    assert (server["id"], server["state"], server["requests"]) == ("api0", "serving", NUM_STREAMS)
+    assert (server["id"], server["state"], server["requests"]) == ("api0", "serving", NUM_REQUESTS)
     assert psutil.pid_exists(server["pid"])
-    assert told["policies"]["scheduler"] == "llumnix+" and told["policies"]["dispatch"] == "freeness"
+    assert told["policies"]["scheduler"] == "llumnix+" and told["policies"]["dispatch"] == "backlog"
     assert cluster.admin("GET", "/v1/cluster")["uptime_s"] > told["uptime_s"] > 0
 
 
-def test_instances_tell_their_load(cluster: RunningCluster, loaded: list[Stream]) -> None:
+def test_instances_tell_their_load(cluster: RunningCluster, loaded: list[Unread]) -> None:
     wait_for(
         lambda: all(i["tokens_per_s"] > 0 and i["running"] == 2 for i in cluster.instances().values()),
         10,
@@ -104,9 +101,9 @@ def test_idle_instances_tell_that_they_are(cluster: RunningCluster) -> None:
     assert all(i["freeness"] == i["kv_blocks_total"] for i in cluster.instances().values())
 
 
-def test_requests_are_listed_with_their_growth(cluster: RunningCluster, loaded: list[Stream]) -> None:
+def test_requests_are_listed_with_their_growth(cluster: RunningCluster, loaded: list[Unread]) -> None:
     rows = {row["response_id"]: row for row in items(cluster)}
-    assert set(rows) == {stream.id for stream in loaded}
+    assert set(rows) == {one.id for one in loaded}
     for row in rows.values():
         assert (row["state"], row["priority"], row["api_server"]) == ("running", "normal", "api0")
         assert row["prompt_tokens"] == 5 and 0 <= row["output_tokens"] <= 7500 and row["kv_blocks"] >= 1
@@ -117,13 +114,13 @@ def test_requests_are_listed_with_their_growth(cluster: RunningCluster, loaded: 
         return all(row["output_tokens"] > rows[row["response_id"]]["output_tokens"] for row in items(cluster))
 
     wait_for(grown, 10, "all requests have more tokens")
-    one = row_of(cluster, loaded[0])
-    assert cluster.admin("GET", f"/v1/requests/{one['id']}")["id"] == one["id"]
-    assert cluster.admin("GET", f"/v1/requests/{loaded[0].id}")["id"] == one["id"]
+    one = rows[loaded[0].id]["id"]
+    assert cluster.admin("GET", f"/v1/requests/{one}")["id"] == one
+    assert cluster.admin("GET", f"/v1/requests/{loaded[0].id}")["id"] == one
     assert cluster.admin_response("GET", "/v1/requests/cmpl-none").status_code == 404
 
 
-def test_requests_are_filtered_and_paged(cluster: RunningCluster, loaded: list[Stream]) -> None:
+def test_requests_are_filtered_and_paged(cluster: RunningCluster, loaded: list[Unread]) -> None:
     on_each = [items(cluster, f"/v1/requests?instance={instance}") for instance in ("i0", "i1")]
     assert [len(rows) for rows in on_each] == [2, 2]
     assert items(cluster, "/v1/requests?priority=high") == []
@@ -133,7 +130,7 @@ def test_requests_are_filtered_and_paged(cluster: RunningCluster, loaded: list[S
         page = cluster.admin("GET", f"/v1/requests?limit=3{cursor and f'&cursor={cursor}'}")
         seen += [row["response_id"] for row in page["items"]]
         cursor = page["next"]
-    assert sorted(seen) == sorted(stream.id for stream in loaded)
+    assert sorted(seen) == sorted(one.id for one in loaded)
 
 
 def test_node_tells_its_instances(cluster: RunningCluster) -> None:
@@ -146,23 +143,22 @@ def test_node_tells_its_instances(cluster: RunningCluster) -> None:
 def test_cordoned_instance_gets_no_new_requests(cluster: RunningCluster) -> None:
     assert cluster.admin("POST", "/v1/instances/i0/cordon")["state"] == "cordoned"
     try:
-        streams = [Stream(cluster, 1500) for _ in range(3)]
-        assert {row_of(cluster, stream)["instance"] for stream in streams} == {"i1"}
-        for stream in streams:
-            stream.close()
+        asked = [Unread(cluster, f"cordon-{k}", 8000) for k in range(3)]
+        rows = wait_for(lambda: now if len(now := items(cluster)) == 3 else None, 10, "all are listed")
+        assert {row["instance"] for row in rows} == {"i1"}
+        for one in asked:
+            one.close()
     finally:
         assert cluster.admin("POST", "/v1/instances/i0/uncordon")["state"] == "running"
-    for stream in streams:
-        stream.join(10)
+    wait_for(lambda: not items(cluster), 10, "none is left")
 
 
-def test_drain_waits_for_what_runs_and_says_when_it_is_done(cluster: RunningCluster) -> None:
-    streams = [Stream(cluster, 600) for _ in range(2)]
+def test_drain_empties_the_instance_and_disturbs_no_request(cluster: RunningCluster) -> None:
+    streams = [Stream(cluster, 2000) for _ in range(2)]
     assert {row_of(cluster, stream)["instance"] for stream in streams} == {"i0", "i1"}
     cluster.admin("POST", "/v1/instances/i0/drain", json={})
     try:
-        draining = cluster.instances()["i0"]
-        assert draining["state"] == "draining" and draining["blockers"] and not draining["safe_to_remove"]
+        assert cluster.instances()["i0"]["state"] in ("draining", "drained")
         wait_for(lambda: cluster.instances()["i0"]["state"] == "drained", 30, "i0 is drained")
         assert cluster.instances()["i0"]["safe_to_remove"]
         for stream in streams:
@@ -195,7 +191,7 @@ def listen(cluster: RunningCluster, last_event_id: int, count: int, heard: list[
     token = (cluster.state_dir / "admin.token").read_text().strip()
     headers = {"authorization": f"Bearer {token}", "last-event-id": str(last_event_id)}
     url = f"{cluster.admin_url}/v1/events/stream"
-    with httpx.stream("GET", url, headers=headers, timeout=10) as answer:
+    with http.stream("GET", url, headers=headers, timeout=10) as answer:
         for line in answer.iter_lines():
             if line.startswith("data:"):
                 heard.append(json.loads(line.removeprefix("data:")))
@@ -212,7 +208,7 @@ def test_journal_tells_how_the_cluster_came_up(cluster: RunningCluster) -> None:
     assert {"daemon.started", "apiserver.ready"} <= {event["kind"] for event in events}
 
 
-def test_metrics_tell_the_instances_load(cluster: RunningCluster, loaded: list[Stream]) -> None:
+def test_metrics_tell_the_instances_load(cluster: RunningCluster, loaded: list[Unread]) -> None:
     text = cluster.admin_response("GET", "/metrics").text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     running = {
@@ -230,8 +226,8 @@ def test_configuration_is_told_with_secrets_masked(cluster: RunningCluster) -> N
 
 def test_probes_are_open_and_the_rest_is_not(cluster: RunningCluster) -> None:
     for path in ("/healthz", "/readyz"):
-        assert httpx.get(f"{cluster.admin_url}{path}").status_code == 200
+        assert http.get(f"{cluster.admin_url}{path}").status_code == 200
     for path in ("/v1/cluster", "/v1/requests", "/v1/config", "/metrics", "/v1/events/stream"):
-        assert httpx.get(f"{cluster.admin_url}{path}").status_code == 401
+        assert http.get(f"{cluster.admin_url}{path}").status_code == 401
     assert isinstance(cluster.admin("GET", "/v1/migrations")["items"], list)
-    assert "/v1/instances" in httpx.get(f"{cluster.admin_url}/openapi.json").json()["paths"]
+    assert "/v1/instances" in http.get(f"{cluster.admin_url}/openapi.json").json()["paths"]

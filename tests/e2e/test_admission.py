@@ -9,9 +9,17 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.guarded import MAX_QUEUED, TEAM, ask_in_turn, full, num_waiting, trusting
+from tests.e2e.guarded import (
+    MAX_QUEUED,
+    TEAM,
+    ask_in_turn,
+    full,
+    num_waiting,
+    trusting,
+    wait_until_idle,
+)
 from tests.e2e.running import RunningCluster, wait_for
-from tests.e2e.streams import Stream, row_of
+from tests.e2e.streams import Unread
 
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 WEATHER: Any = {
@@ -89,30 +97,28 @@ def test_beyond_the_queues_bound_requests_are_told_to_come_again(one_instance: R
 
 
 def test_api_servers_share_the_port(guarded: RunningCluster) -> None:
-    answering = set()
-    for _ in range(32):  # the kernel picks one for each new connection
-        stream = Stream(guarded, 500)
-        answering.add(row_of(guarded, stream)["api_server"])
-        stream.close()
-        stream.join(10)
-        if len(answering) == 2:
-            break
-    assert answering == {"api0", "api1"}
+    asked = [Unread(guarded, f"any-{k}", 8000) for k in range(24)]  # the kernel picks one for each connection
+    try:
+        wait_for(
+            lambda: {row["api_server"] for row in listed(guarded)} == {"api0", "api1"}, 10, "both have some"
+        )
+    finally:
+        for one in asked:
+            one.close()
+    wait_until_idle(guarded)
 
 
 def test_several_api_servers_do_not_herd(guarded: RunningCluster) -> None:
-    streams = [Stream(guarded, 3000) for _ in range(8)]
+    asked = [Unread(guarded, f"herd-{k}", 8000) for k in range(8)]
     try:
         items = wait_for(
-            lambda: found if len(found := listed(guarded)) == len(streams) else None, 10, "all are listed"
+            lambda: found if len(found := listed(guarded)) == len(asked) else None, 10, "all are listed"
         )
         on_first = sum(row["instance"] == "i0" for row in items)
         assert 3 <= on_first <= 5
     finally:
-        for stream in streams:
-            stream.close()
-    for stream in streams:
-        stream.join(30)
+        for one in asked:
+            one.close()
     wait_for(lambda: not listed(guarded), 10, "all are gone")
 
 

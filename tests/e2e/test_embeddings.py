@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import httpx
 import openai
 import pytest
 
-from tests.e2e.running import RunningCluster, running, settings
+from tests.e2e.running import RunningCluster, http, running, settings
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_embeddings_are_unit_vectors_that_depend_on_the_text_alone(embedding: Ru
 
 def test_embedding_model_refuses_to_generate_and_too_long_a_text(embedding: RunningCluster) -> None:
     body = {"model": "tiny", "prompt": "x"}
-    assert httpx.post(f"{embedding.url}/v1/completions", json=body).status_code == 404
+    assert http.post(f"{embedding.url}/v1/completions", json=body).status_code == 404
     with pytest.raises(openai.BadRequestError, match="maximum context length is 8192"):
         embedding.client().embeddings.create(model="tiny", input=[5] * 9000)
     assert embedding.client().embeddings.create(model="tiny", input="still there").data

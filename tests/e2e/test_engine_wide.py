@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.e2e.lora_adapter import write_adapter
-from tests.e2e.running import RunningCluster, running, settings, wait_for
+from tests.e2e.running import RunningCluster, http, running, settings, wait_for
 
 START_S = 120.0
 PROMPT = "Once upon a time there was"
@@ -36,14 +36,14 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
 
 
 def post(cluster: RunningCluster, path: str, **body: Any) -> httpx.Response:
-    answer = httpx.post(f"{cluster.url}{path}", json=body, timeout=60)
+    answer = http.post(f"{cluster.url}{path}", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer
 
 
 def is_sleeping(cluster: RunningCluster) -> bool:
     """vLLM's answer if all instances agree; an error if they do not."""
-    answer = httpx.get(f"{cluster.url}/is_sleeping")
+    answer = http.get(f"{cluster.url}/is_sleeping")
     assert answer.status_code == 200, answer.text
     sleeping: bool = answer.json()["is_sleeping"]
     return sleeping
@@ -92,13 +92,15 @@ def test_what_was_set_before_an_instance_joined_holds_there_too(
     post(growing, "/v1/unload_lora_adapter", lora_name="dropped")
     with pytest.raises(openai.NotFoundError):
         complete(growing, "dropped")
-    shutil.rmtree(dropped)  # who still wanted to load it would fail
+    shutil.rmtree(dropped)  # who still wanted to load it would fail, and log it
     assert not is_sleeping(growing)
     post(growing, "/sleep?level=1")
     assert is_sleeping(growing)
 
     with joined(growing) as newcomer:
         shutil.rmtree(kept)  # it must have been loaded before the first request for it
+        log = (growing.state_dir / "logs" / f"{newcomer}.log").read_text()
+        assert "was not loaded ahead" not in log  # what is dropped is not asked of newcomers
         assert is_sleeping(growing)
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(complete, growing) for _ in range(4)]

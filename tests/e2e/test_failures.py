@@ -83,6 +83,17 @@ def test_requests_of_a_killed_instance_go_on_elsewhere_and_it_is_started_again(
     assert "its process died" in died[0]
 
 
+def test_a_request_keeps_its_changed_priority_when_its_instance_is_killed(cluster: RunningCluster) -> None:
+    before = cluster.instances()
+    with streams_on(cluster, "instance", ["i0"]) as streams:
+        request = row_of(cluster, streams["i0"])["id"]
+        assert cluster.admin("PATCH", f"/v1/requests/{request}", json={"priority": "high"})
+        psutil.Process(before["i0"]["pid"]).kill()
+        wait_for(lambda: row_of(cluster, streams["i0"])["instance"] == "i1", 30, "the request goes on at i1")
+        assert row_of(cluster, streams["i0"])["priority"] == "high"
+    assert_comes_back(cluster, "i0", before["i0"]["incarnation"])
+
+
 def test_unstreamed_requests_of_a_killed_instance_are_answered(cluster: RunningCluster) -> None:
     before = cluster.instances()
     with concurrent.futures.ThreadPoolExecutor() as pool, streams_on(cluster, "instance", ["i0"]) as streams:
@@ -220,6 +231,18 @@ def test_api_servers_notice_a_death_while_llumnixd_stands_still(cluster: Running
                 Stream(cluster, 20).assert_undisturbed()
         streams["i0"].assert_goes_on()
     assert_comes_back(cluster, "i1", before["i1"]["incarnation"])
+
+
+def test_api_servers_end_a_silent_instance_while_llumnixd_stands_still(cluster: RunningCluster) -> None:
+    before = cluster.instances()
+    silent = psutil.Process(before["i0"]["pid"])
+    with streams_on(cluster, "instance", ["i0", "i1"]) as streams:
+        with stopped(cluster):
+            silent.suspend()
+            streams["i0"].assert_goes_on()
+            wait_for(lambda: not silent.is_running(), 10, "its process is ended")
+        streams["i1"].assert_goes_on()
+    assert_comes_back(cluster, "i0", before["i0"]["incarnation"])
 
 
 @contextlib.contextmanager

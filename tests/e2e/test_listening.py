@@ -23,12 +23,16 @@ def test_inside_one_machine_no_channel_of_ours_is_a_tcp_port(cluster: RunningClu
 
 
 def test_unix_sockets_lie_in_directories_that_only_our_user_can_enter(cluster: RunningCluster) -> None:
-    paths = {
-        Path(connection.laddr)
+    addresses = {
+        connection.laddr
         for process in [psutil.Process(cluster.process.pid), *cluster.processes()]
         for connection in process.net_connections(kind="unix")
         if connection.laddr
     }
+    # These have no directory: the KV transports', which hang up on whoever does not know their secret.
+    abstract = {address for address in addresses if address.startswith("@llumnix-kv-")}
+    assert len(abstract) == 2
+    paths = {Path(address) for address in addresses - abstract}
     (run_id,) = cluster.run_ids
     private = Path(f"/tmp/llx-{run_id}")
     assert {path.name for path in paths} >= {"ctl.cmd", "ctl.news", "api0.in", "api0.out"}

@@ -14,7 +14,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.running import RunningCluster, wait_for
+from tests.e2e.running import RunningCluster, http, wait_for
 from tests.e2e.single_engine import greedy_texts
 
 PROMPT = "The capital of France is"
@@ -28,7 +28,7 @@ CITY_SCHEMA = {
 
 
 def post(cluster: RunningCluster, path: str, body: Any) -> httpx.Response:
-    return httpx.post(f"{cluster.url}{path}", json=body, timeout=60)
+    return http.post(f"{cluster.url}{path}", json=body, timeout=60)
 
 
 def message_of(response: httpx.Response) -> str:
@@ -210,8 +210,8 @@ def test_tokenize_and_detokenize_are_inverse(cluster: RunningCluster) -> None:
 def test_model_health_and_version_are_told(cluster: RunningCluster) -> None:
     [model] = cluster.client().models.list().data
     assert model.id == "tiny" and model.model_dump()["max_model_len"] == 8192
-    assert httpx.get(f"{cluster.url}/health").status_code == 200
-    assert httpx.get(f"{cluster.url}/version").json() == {"version": "0.32.0"}
+    assert http.get(f"{cluster.url}/health").status_code == 200
+    assert http.get(f"{cluster.url}/version").json() == {"version": "0.32.0"}
 
 
 # ---- errors ---------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_unknown_model_is_a_404(cluster: RunningCluster) -> None:
 @pytest.mark.parametrize("content", ['{"model":', "[1]", '"text"', ""])
 def test_malformed_body_is_a_400(cluster: RunningCluster, content: str) -> None:
     headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{cluster.url}/v1/completions", content=content, headers=headers)
+    answer = http.post(f"{cluster.url}/v1/completions", content=content, headers=headers)
     assert answer.status_code == 400 and message_of(answer)
 
 
@@ -256,8 +256,8 @@ def test_wrong_parameter_is_a_400_that_names_it(
 
 
 def test_wrong_method_and_path_are_told(cluster: RunningCluster) -> None:
-    assert httpx.get(f"{cluster.url}/v1/completions").status_code == 405
-    assert httpx.get(f"{cluster.url}/v1/nothing").status_code == 404
+    assert http.get(f"{cluster.url}/v1/completions").status_code == 405
+    assert http.get(f"{cluster.url}/v1/nothing").status_code == 404
 
 
 # ---- metrics --------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_metrics_count_per_instance(cluster: RunningCluster) -> None:
 
 def generated_tokens(cluster: RunningCluster) -> dict[str, float]:
     """vLLM's own counter by its `engine` label."""
-    text = httpx.get(f"{cluster.url}/metrics").text
+    text = http.get(f"{cluster.url}/metrics").text
     return {
         sample.labels["engine"]: sample.value
         for family in text_string_to_metric_families(text)

@@ -37,7 +37,7 @@ def test_high_request_overtakes_normal_ones_in_a_full_engine(one_instance: Runni
         asked += ask_in_turn(one_instance, "h", headers=HIGH)
         seats[0].close()
         assert order_of(asked) == ["cmpl-h", "cmpl-a", "cmpl-b", "cmpl-c"]
-        assert seats[1].is_alive() and seats[1].error is None
+        seats[1].assert_goes_on()
 
 
 def test_operator_moves_a_waiting_request_up_the_queue(one_instance: RunningCluster) -> None:

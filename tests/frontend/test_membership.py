@@ -19,7 +19,7 @@ def usable(membership: Membership) -> list[int]:
 
 
 def test_an_instance_is_usable_once_it_is_in_the_table_and_joined() -> None:
-    membership = Membership(num_slots=4)
+    membership = Membership()
     assert membership.apply(table(1, 1, 2)).came == (1, 2)
     assert usable(membership) == []
     assert membership.joined(1) is False
@@ -27,20 +27,20 @@ def test_an_instance_is_usable_once_it_is_in_the_table_and_joined() -> None:
 
 
 def test_joining_before_the_table_counts() -> None:
-    membership = Membership(num_slots=4)
+    membership = Membership()
     membership.joined(1)
     membership.apply(table(1, 1))
     assert usable(membership) == [1]
 
 
 def test_a_second_join_tells_that_the_connection_was_broken() -> None:
-    membership = Membership(num_slots=4)
+    membership = Membership()
     membership.joined(1)
     assert membership.joined(1) is True
 
 
 def test_a_late_table_does_not_revive_the_dead() -> None:
-    membership = Membership(num_slots=4)
+    membership = Membership()
     membership.apply(table(1, 1, 2))
     membership.joined(1)
     assert membership.lost(1) is True
@@ -50,26 +50,25 @@ def test_a_late_table_does_not_revive_the_dead() -> None:
 
 
 def test_an_old_table_changes_nothing() -> None:
-    membership = Membership(num_slots=4)
+    membership = Membership()
     membership.apply(table(5, 1))
     assert membership.apply(table(4, 2)).came == ()
     assert membership.is_known(1)
 
 
-def test_metric_slots_are_given_back() -> None:
-    membership = Membership(num_slots=2)
-    membership.apply(table(1, 1, 2))
-    assert {membership.slot(1), membership.slot(2)} == {0, 1}
-    freed = membership.slot(1)
-    membership.apply(table(2, 2, 3))
-    assert membership.slot(3) == freed
+def test_an_instance_keeps_its_number_through_its_incarnations() -> None:
+    membership = Membership()
+    membership.apply(Table(1, (TableEntry(DispatchEntry(4, "i12", True), b""),)))
+    assert membership.number(4) == 12
+    membership.apply(Table(2, (TableEntry(DispatchEntry(9, "i12", True), b""),)))
+    assert (membership.number(4), membership.number(9)) == (None, 12)
 
 
 @given(
     st.lists(st.tuples(st.sampled_from(["table", "join", "lost"]), st.sets(st.integers(1, 5), max_size=4)))
 )
 def test_only_what_the_table_names_and_nobody_lost_is_usable(steps: list[tuple[str, set[int]]]) -> None:
-    membership = Membership(num_slots=3)
+    membership = Membership()
     joined: set[int] = set()
     dead: set[int] = set()
     named: set[int] = set()
@@ -92,4 +91,4 @@ def test_only_what_the_table_names_and_nobody_lost_is_usable(steps: list[tuple[s
                     named.discard(uid)
                     joined.discard(uid)
         assert set(usable(membership)) == named & joined
-        assert all(0 <= membership.slot(uid) < 3 for uid in named)
+        assert all(membership.number(uid) == uid for uid in named)

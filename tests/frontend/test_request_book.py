@@ -10,6 +10,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from llumnix.core.handover.epochs import Epoch
 from llumnix.core.handover.messages import Adopted, Moved
 from llumnix.core.handover.settings import HandoverSettings
+from llumnix.core.hold_queue import HoldQueue
 from llumnix.frontend.request_book import NotPlaced, Placed, RequestBook
 
 SETTINGS = HandoverSettings(handover_timeout_s=2.0, resume_timeout_s=5.0, max_attempts=3)
@@ -20,7 +21,11 @@ class World:
     """The instances that take requests, and all that the book did."""
 
     instances: list[int] = field(default_factory=lambda: [1, 2])
+    room: int = 100
+    """Requests that there is room for."""
     sent: list[tuple[int, str, tuple[int, ...]]] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
+    """Of what was sent."""
     aborted: list[tuple[int, list[str]]] = field(default_factory=list)
     delivered: list[EngineCoreOutput] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -28,6 +33,7 @@ class World:
     def __post_init__(self) -> None:
         self.book = RequestBook(
             SETTINGS,
+            HoldQueue(),
             place=self.place,
             abort=lambda uid, ids: self.aborted.append((uid, ids)),
             deliver=self.delivered.extend,
@@ -36,7 +42,11 @@ class World:
 
     def place(self, request: EngineCoreRequest, tokens: tuple[int, ...]) -> Placed | NotPlaced:
         if not self.instances:
-            return NotPlaced("nobody is there")
+            return NotPlaced("nobody is there", is_any_open=False)
+        if self.room == 0:
+            return NotPlaced("all are full", is_any_open=True)
+        self.room -= 1
+        self.priorities.append(request.priority)
         self.sent.append((self.instances[0], request.request_id, tokens))
         return Placed(self.instances[0])
 
@@ -48,20 +58,24 @@ class World:
         return [token for output in self.delivered for token in output.new_token_ids]
 
 
-def world_with_a_request() -> World:
-    world = World()
-    request = EngineCoreRequest(
-        request_id="r",
+def request_named(request_id: str, *, priority: int = 0, arrival_s: float = 0.0) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=request_id,
         prompt_token_ids=[1, 2, 3],
         mm_features=None,
         sampling_params=SamplingParams(),
         pooling_params=None,
-        arrival_time=0.0,
+        arrival_time=arrival_s,
+        priority=priority,
         lora_request=None,
         cache_salt=None,
         data_parallel_rank=None,
     )
-    assert world.book.add(request, 0.0) is None
+
+
+def world_with_a_request() -> World:
+    world = World()
+    assert world.book.add(request_named("r"), 0.0) is None
     return world
 
 
@@ -73,6 +87,15 @@ def test_outputs_come_under_the_clients_id_and_the_request_ends_with_its_last() 
     assert [output.request_id for output in world.delivered] == ["r", "r"]
     assert world.tokens() == [5, 6]
     assert len(world.book) == 0
+
+
+def test_a_further_attempt_has_the_priority_that_an_operator_gave_meanwhile() -> None:
+    world = world_with_a_request()
+    world.book.priority_changed("r", -10)
+    world.book.priority_changed("unknown", -10)
+    world.instances = [2]
+    world.book.instance_lost(1, "it died", 1.0, fenced=True)
+    assert world.priorities == [0, -10]
 
 
 def test_a_lost_instances_request_goes_on_from_what_was_delivered() -> None:
@@ -92,7 +115,7 @@ def test_without_any_instance_it_waits_and_goes_on_where_one_comes() -> None:
     world.book.instance_lost(1, "it died", 1.0, fenced=True)
     world.book.tick(3.0)
     world.instances = [3]
-    world.book.retry(3.0)
+    world.book.place_held(3.0)
     assert world.sent[-1] == (3, "r@1.0", ())
     assert not world.failed
 
@@ -163,3 +186,71 @@ def test_an_instance_that_forgot_what_it_had_can_take_it_again() -> None:
     assert world.sent[-1] == (1, "r@1.0", ())
     world.output(1, "r@1.0", 5)
     assert world.tokens() == [5]
+
+
+# ---- requests that wait for room (late binding) ---------------------------------------------------------
+
+
+def full_world() -> World:
+    """Instances without room; a, b and the more important c wait."""
+    world = World(room=0)
+    for name, priority, arrival_s in (("a", 0, 1.0), ("b", 0, 2.0), ("c", -10, 3.0)):
+        request = request_named(name, priority=priority, arrival_s=arrival_s)
+        assert world.book.add(request, arrival_s) is None
+    return world
+
+
+def sent_ids(world: World) -> list[str]:
+    return [of_engine for _, of_engine, _ in world.sent]
+
+
+def test_requests_wait_for_room_by_class_then_age_and_without_a_limit() -> None:
+    world = full_world()
+    world.book.tick(1000.0)
+    assert (world.failed, world.sent) == ([], [])
+    assert [request.request_id for request, _ in world.book.held()] == ["c", "a", "b"]
+    world.room = 2
+    world.book.place_held(1001.0)
+    assert sent_ids(world) == ["c@0.0", "a@0.0"]
+
+
+def test_a_request_that_waits_can_be_given_another_class() -> None:
+    world = full_world()
+    assert world.book.set_priority("b", -20)
+    assert not world.book.set_priority("unknown", -20)
+    world.room = 1
+    world.book.place_held(5.0)
+    assert sent_ids(world) == ["b@0.0"]
+    assert not world.book.set_priority("b", 0), "it waits no more"
+
+
+def test_a_client_that_gives_up_waits_no_more() -> None:
+    world = full_world()
+    world.book.abort(["c", "a"], 5.0)
+    world.room = 3
+    world.book.place_held(6.0)
+    assert sent_ids(world) == ["b@0.0"]
+    assert len(world.book) == 1
+
+
+def test_when_the_last_instance_is_gone_everybody_who_waits_is_given_the_time_to_resume() -> None:
+    world = full_world()
+    world.instances = []
+    world.book.place_held(10.0)
+    world.book.tick(14.0)
+    assert world.failed == []
+    world.book.tick(15.0)
+    assert {request_id for request_id, _ in world.failed} == {"a", "b", "c"}
+    assert len(world.book) == 0
+
+
+def test_a_request_that_lost_its_instance_goes_before_younger_ones_of_its_class() -> None:
+    world = world_with_a_request()
+    world.output(1, "r@0.0", 5)
+    world.room = 0
+    assert world.book.add(request_named("young", arrival_s=1.0), 1.0) is None
+    world.instances = [2]
+    world.book.instance_lost(1, "killed by signal 9", 2.0, fenced=True)
+    world.room = 1
+    world.book.place_held(3.0)
+    assert world.sent[-1] == (2, "r@1.0", (5,))

@@ -1,0 +1,128 @@
+"""Requests of every kind, moved 1 to 5 times each under load, against the same requests never moved.
+
+python -m tests.benchmarks.bench_exactness [--requests 200] [--tokens 800] [--concurrency 24]
+Bars: every answer the same; 95 % of the migrations commit, half of them between first and last token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.live import Client, Refused, Stream, body, config, prompt, verdict
+from tests.e2e.running import running
+from tests.e2e.workload import bodies
+
+NUM_INSTANCES = 3
+MAX_MOVES = 5
+AT_ONCE = 2
+"""Migrations asked for at a time: as many as one instance takes part in by default."""
+LONG_EVERY = 10
+"""Of so many requests one has a prompt that is prefilled in chunks."""
+# Long prompts in chunks, and room beside them: vLLM on CPU fails on a seeded prompt in chunks.
+ENGINE = {"long_prefill_token_threshold": 1024, "max_num_batched_tokens": 16384}
+
+
+@dataclass
+class Moves:
+    """What became of the migrations that were asked for."""
+
+    at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    committed: int = 0
+    mid_stream: int = 0
+    """Committed after the first event that the client got, and before the last one."""
+    aborted: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    per_request: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def begun(self) -> int:
+        return self.committed + self.aborted.total()
+
+
+async def moved(client: Client, request: dict[str, Any], rng: random.Random, moves: Moves) -> Stream:
+    """Run a request to its end and move it at random moments meanwhile."""
+    stream = client.stream(request)
+    wanted = rng.randint(1, MAX_MOVES)
+    ended_at: list[float] = []
+    num_tokens = request["max_tokens"]
+    if rng.random() < 0.75:  # else it may be moved while it waits or is being prefilled
+        await stream.reached(1)
+    while len(ended_at) < wanted and not stream.is_over:
+        # Spread over its life: the first of five early, a single one anywhere.
+        left = num_tokens - len(stream.at)
+        await stream.reached(len(stream.at) + rng.randint(0, max(1, left // (wanted - len(ended_at) + 1))))
+        try:
+            async with moves.at_once:
+                _, migration = await client.move_once_listed(stream)
+        except Refused as refused:  # it has ended
+            moves.refused[str(refused)[:160]] += 1
+        else:
+            if migration["state"] == "committed":
+                ended_at.append(migration["ended_at"])
+            else:
+                moves.aborted[migration["why"]] += 1
+    await stream.ended()
+    moves.committed += len(ended_at)
+    moves.mid_stream += sum(stream.at[0] <= at <= stream.at[-1] for at in ended_at)
+    moves.per_request[len(ended_at)] += 1
+    return stream
+
+
+async def measure(client: Client, args: argparse.Namespace) -> None:
+    requests = bodies(args.requests, max_tokens=args.tokens)
+    for k in range(LONG_EVERY // 2, len(requests), LONG_EVERY):
+        requests[k] = body(prompt(4_000, random.Random(k)), args.tokens, logprobs=2)
+    expected = await client.answers(requests, args.concurrency)
+    moves, room, rng = Moves(), asyncio.Semaphore(args.concurrency), random.Random(args.seed)
+
+    async def one(request: dict[str, Any]) -> Stream:
+        async with room:
+            return await moved(client, request, random.Random(rng.random()), moves)
+
+    got = await asyncio.gather(*(one(request) for request in requests))
+    same = sum(a.error is None and a.answer == b.answer for a, b in zip(expected, got, strict=True))
+    failed = [s.error for s in (*expected, *got) if s.error is not None]
+    report(moves, same, len(requests), failed)
+
+
+def report(moves: Moves, same: int, num_requests: int, failed: list[str]) -> None:
+    share = moves.committed / max(1, moves.begun)
+    mid = moves.mid_stream / max(1, moves.committed)
+    print("committed migrations per request:", dict(sorted(moves.per_request.items())))
+    for title, reasons in (("aborted", moves.aborted), ("refused", moves.refused)):
+        for reason, count in reasons.most_common(5):
+            print(f"  {title} {count} x {reason}")
+    for error in failed[:5]:
+        print("  failed:", error)
+    print(f"{moves.committed} of {moves.begun} migrations committed: {share:.1%}, {verdict(share >= 0.95)}")
+    print(f"{moves.mid_stream} between first and last token: {mid:.1%}, {verdict(mid >= 0.5)}")
+    print(f"token-identical: {same} of {num_requests}, {verdict(same == num_requests)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=800, help="of each request's output")
+    parser.add_argument("--concurrency", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+
+    async def run(cluster: Any) -> None:
+        async with Client.of(cluster) as client:
+            await measure(client, args)
+
+    with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
+        options = config(Path(directory), NUM_INSTANCES, engine=ENGINE)
+        with running(options, Path(directory)) as cluster:
+            asyncio.run(run(cluster))
+
+
+if __name__ == "__main__":
+    main()
