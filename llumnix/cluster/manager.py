@@ -103,6 +103,7 @@ class ClusterManager:
         self.config = config
         self.scheduler = Scheduler(scheduler_settings(config, ledger))
         record_to = config.scheduler.record
+        self._is_ending = False
         self._recorder = Recorder(record_to, self.scheduler) if record_to is not None else None
         self._ledger = ledger
         self._write_down = write_down
@@ -175,6 +176,7 @@ class ClusterManager:
 
     async def stop_engines(self) -> None:
         """End all engine loops; what does not end in time is left to Ray's end."""
+        self._is_ending = True
         for task in self._tasks[1:]:
             task.cancel()  # no more ticks: nothing is started again
         for uid in self.instances.uids():
@@ -210,6 +212,8 @@ class ClusterManager:
 
     def handle(self, event: Event) -> None:
         """One event to the scheduler, its actions to the world; raises what the scheduler refuses."""
+        if self._is_ending and isinstance(event, InstanceDied):
+            return  # as it was told to: nothing to put right, nothing to tell
         now = time.monotonic()
         if self._recorder is not None:
             self._recorder.record(event, now)

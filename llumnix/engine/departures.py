@@ -107,14 +107,14 @@ class Departures:
         """What its copies have taken so far."""
         return self._leaving[migration].sent
 
-    def ended(self, ended: act.MigrationEnded) -> Leaving | None:
-        """The machine knows the outcome; what is known of the migration if it led away from here."""
+    def ended(self, ended: act.MigrationEnded) -> str | None:
+        """The machine knows the outcome; the request's id if it was one that left from here."""
         leaving = self._leaving.pop(ended.migration, None)
         if leaving is None:
             return None
         moved = ended.outcome is act.Outcome.MOVED
         self._publish(leaving, "committed" if moved else "aborted", ended.reason, ended)
-        return leaving
+        return leaving.engine_id
 
     def freeze(self, action: act.Freeze) -> None:
         """Take it out of the batch; answered in this turn where no step in flight concerns it."""

@@ -22,10 +22,9 @@ class Errand:
         self._load = load
         self._until = now + order.for_s
         self._sent = Sent()
-        self._was_refused = False
 
     def is_over(self, now: float) -> bool:
-        return now > self._until or self._was_refused
+        return now > self._until
 
     def next_victim(self, may_move: Callable[[str], bool]) -> Candidate | None:
         """The request to move next of those that `may_move`; None where the goal is reached."""
@@ -36,8 +35,3 @@ class Errand:
     def sent(self, victim: Candidate) -> None:
         """Count a request whose migration has begun."""
         self._sent = self._sent.plus(victim)
-
-    def refused_by(self, peer: int) -> None:
-        """If this is the target, ask it for nothing more: what it has no room for now, it hardly has for
-        the next ones, which are longer. The order comes again while it is wanted."""
-        self._was_refused |= peer == self.order.target

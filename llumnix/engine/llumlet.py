@@ -70,8 +70,7 @@ class Llumlet:
         self._copies = Copies(port.source, transports, clock, on_engine_thread, self._tell)
         self._addresses: dict[int, PeerAddress] = {}
         self._aborted: list[str] = []
-        self._refused_at: dict[tuple[str, int], float] = {}
-        """When a request could last not be moved to that target."""
+        self._refused_at: dict[str, float] = {}
         self._errand: Errand | None = None
         if transports.refusal is not None:
             self._tell(ev.Closed(transports.refusal))
@@ -93,7 +92,7 @@ class Llumlet:
                 self._departures.forget(migration)
                 raise
         except (CommandRefused, RefusedError, UnknownTargetError, ValueError) as error:
-            self._refused_at[request_id, target] = self._clock()
+            self._refused_at[request_id] = self._clock()
             raise RefusedError(str(error)) from None
         self._departures.announce(migration)
         return migration
@@ -102,9 +101,7 @@ class Llumlet:
         """Take an order of the global scheduler; it replaces the former one."""
         now = self._clock()
         self._errand = Errand(order, self._port, self._load, now)
-        self._refused_at = {
-            move: at for move, at in self._refused_at.items() if now - at < _RETRY_REFUSED_AFTER_S
-        }
+        self._refused_at = {r: at for r, at in self._refused_at.items() if now - at < _RETRY_REFUSED_AFTER_S}
         self._run_errand()
 
     def cancel(self, migration: str, reason: str) -> None:
@@ -182,21 +179,19 @@ class Llumlet:
         if self._errand is not None and self._errand.is_over(now):
             self._errand = None
         errand = self._errand
-        if errand is None:
-            return
-        order = errand.order
-        while len(self._departures) < self._settings.max_concurrent and not errand.is_over(now):
-            victim = errand.next_victim(lambda request_id: self._may_move(request_id, order.target, now))
+        while errand is not None and len(self._departures) < self._settings.max_concurrent:
+            victim = errand.next_victim(lambda request_id: self._may_move(request_id, now))
             if victim is None:
                 return
+            order = errand.order
             try:
                 self.move(victim.request_id, order.target, order.address, order.reason)
                 errand.sent(victim)
             except RefusedError as error:  # it is no candidate for a while
                 logger.info("request %s stays: %s", victim.request_id, error)
 
-    def _may_move(self, request_id: str, target: int, now: float) -> bool:
-        refused_at = self._refused_at.get((request_id, target), -math.inf)
+    def _may_move(self, request_id: str, now: float) -> bool:
+        refused_at = self._refused_at.get(request_id, -math.inf)
         return self._handovers.migration_of(request_id) is None and now - refused_at >= _RETRY_REFUSED_AFTER_S
 
     # ---- actions ----------------------------------------------------------------------------------------
@@ -248,13 +243,11 @@ class Llumlet:
                 assert_never(action)
 
     def _ended(self, ended: act.MigrationEnded) -> None:
-        left = self._departures.ended(ended)
-        if left is None:
+        request_id = self._departures.ended(ended)
+        if request_id is None:
             return
         if ended.outcome is not act.Outcome.MOVED:
-            self._refused_at[left.engine_id, left.peer] = self._clock()
-            if self._errand is not None and ended.stages == 0:
-                self._errand.refused_by(left.peer)
+            self._refused_at[request_id] = self._clock()
         self._run_errand()
 
 

@@ -113,7 +113,7 @@ async def _play_one(http: httpx.AsyncClient, request: SimRequest, begun: float) 
 def _prompt(request: SimRequest) -> list[int]:
     """Token ids that no other request shares a prefix with."""
     rng = random.Random(request.id)
-    return [rng.randrange(300, 4000) for _ in range(request.prompt_tokens)]
+    return [rng.randrange(300, tiny_model.VOCAB_SIZE) for _ in range(request.prompt_tokens)]
 
 
 def preemptions_of(url: str) -> int:
