@@ -33,7 +33,7 @@ async def move_at_random(cluster: RunningCluster, stop: asyncio.Event, rng: rand
 
 
 async def test_moved_requests_answer_token_for_token_as_unmoved_ones(cluster: RunningCluster) -> None:
-    requests = bodies(24, max_tokens=200)
+    requests = bodies(24, max_tokens=800)
     unmoved = await answers(cluster, requests)
     before = len(migrations(cluster, "committed"))
     stop = asyncio.Event()
