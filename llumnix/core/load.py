@@ -64,8 +64,6 @@ class InstanceReport:
     """By API server index: how many requests of its current connection were taken in so far."""
     paused: bool = False
     """True while asleep or paused by an engine-wide call."""
-    prefill_tokens: int = 0
-    """Tokens of all requests that are still to be computed: the prefill backlog."""
     backlog_blocks: int = 0
     """Blocks that running requests lack for tokens they have already (a chunked prefill under way)."""
     leaving: int = 0

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Have memory that one step frees serve the next; False where the C library is not glibc.
 
     Every step allocates its activations anew. By default the large ones go back to the kernel in between, and
-    come again page by page, each with a fault: 2 to 4 % of a step on the CPU.
+    come again page by page, each with a fault.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -55,20 +55,18 @@ class SchedulerView:
         """The instance's load now; where `seq` is 0, the outbox numbers it when it is sent."""
         scheduler = self._scheduler
         classes: dict[int, list[int]] = {}
-        queued_blocks = num_waiting = prefill_tokens = backlog_blocks = 0
+        queued_blocks = num_waiting = backlog_blocks = 0
         for request in scheduler.running:
             counts = classes.setdefault(request.priority, [0, 0, 0])
             counts[0] += 1
             held = self._held_blocks(request)
             counts[2] += held
             if request.num_computed_tokens < request.num_tokens - 1:
-                prefill_tokens += request.num_tokens - request.num_computed_tokens
                 backlog_blocks += max(0, self._demand_blocks(request) - held)
         for request in _unsorted(scheduler.waiting):  # holds no blocks; the loop counts in deep queues
             counts = classes.setdefault(request.priority, [0, 0, 0])
             counts[1] += 1
             queued_blocks += self._demand_blocks(request)
-            prefill_tokens += request.num_tokens
             num_waiting += 1
         for request in chain(_unsorted(scheduler.kv_holding_waiting), self._frozen()):
             counts = classes.setdefault(request.priority, [0, 0, 0])
@@ -76,7 +74,6 @@ class SchedulerView:
             held = self._held_blocks(request)
             counts[2] += held
             queued_blocks += max(0, self._demand_blocks(request) - held)
-            prefill_tokens += request.num_tokens - request.num_computed_tokens
             num_waiting += 1
         head = self._head_of_line()
         return InstanceReport(
@@ -95,7 +92,6 @@ class SchedulerView:
             tokens_per_s=tokens_per_s,
             taken=dict(taken),
             paused=scheduler.pause_state != PauseState.UNPAUSED,
-            prefill_tokens=prefill_tokens,
             backlog_blocks=backlog_blocks,
             leaving=moves.leaving,
             leaving_blocks=moves.leaving_blocks,
