@@ -301,6 +301,12 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class TellRequests(msgspec.Struct, frozen=True, tag=True):
+    """Tell all requests as of now, by RequestTable or Held in front of Done."""
+
+    command_id: int
+
+
 class Move(msgspec.Struct, frozen=True, tag=True):
     """Move one request to another instance; answered by Done with the migration's id."""
 
@@ -339,7 +345,16 @@ class StopEngine(msgspec.Struct, frozen=True, tag=True):
 
 
 FromManager = (
-    Replay | Table | SetPriority | AbortRequest | Move | MoveAway | PeerGone | StopServing | StopEngine
+    Replay
+    | Table
+    | SetPriority
+    | AbortRequest
+    | TellRequests
+    | Move
+    | MoveAway
+    | PeerGone
+    | StopServing
+    | StopEngine
 )
 
 

@@ -34,6 +34,7 @@ from llumnix.wire import (
     StopServing,
     Table,
     TableEntry,
+    TellRequests,
     codec,
 )
 
@@ -74,6 +75,7 @@ FROM_MANAGER = [
     Replay(((b"a", b"b"),), True),
     Table(2, (TableEntry(DispatchEntry(1, "i0", True), b"ready"),)),
     SetPriority(1, "r", -10),
+    TellRequests(1),
     AbortRequest(1, "r", "why"),
     Move(1, "r@0.0", 2, PeerAddress("ipc:///x", b"secret"), "why"),
     MoveAway(2, PeerAddress("ipc:///x", b"secret"), "why", 0.5, MoveGoal(headroom_blocks={-10: 751})),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from llumnix.admin import schema
 from llumnix.cluster.request_ids import internal_id, response_id
@@ -22,8 +23,12 @@ from llumnix.core.events import (
     UnknownInstance,
 )
 from llumnix.core.member import InstanceView
-from llumnix.errors import ConfigError, RefusedError, UnknownTargetError
+from llumnix.errors import ConfigError, LlumnixError, RefusedError, UnknownTargetError
 from llumnix.wire import RequestRow
+
+Answer = TypeVar("Answer")
+Found = list[tuple[int, RequestRow]]
+"""The rows of one request, all of its children, each with the uid of where it is."""
 
 
 class LiveControl(ClusterViews):
@@ -62,38 +67,47 @@ class LiveControl(ClusterViews):
         if class_name not in classes:
             raise ConfigError(f"priority is {class_name!r}, expected one of {', '.join(classes)}")
         wanted = classes[class_name].engine_priority
-        found = self._find(request_id)
-        for uid, row in found:
-            if uid == HELD:
-                await self._manager.set_held_priority(row.api_server, row.request_id, wanted)
-            else:
-                await self._manager.set_priority(uid, row.request_id, wanted)
-        uid, row = found[0]
-        return self._request(uid, row, time.time()).model_copy(update={"priority": class_name})
+
+        async def change(found: Found) -> schema.Request:
+            for uid, row in found:
+                if uid == HELD:
+                    await self._manager.set_held_priority(row.api_server, row.request_id, wanted)
+                else:
+                    await self._manager.set_priority(uid, row.request_id, wanted)
+            uid, row = found[0]
+            return self._request(uid, row, time.time()).model_copy(update={"priority": class_name})
+
+        return await self._carry_out(request_id, change)
 
     async def abort_request(self, request_id: str, actor: str) -> None:
         reason = f"aborted by operator {actor}"
-        refusals: list[str] = []
-        found = self._find(request_id)
-        for _, row in found:
-            try:
-                await self._manager.abort_request(row.api_server, internal_id(row.request_id), reason)
-            except RefusedError as refused:
-                # A child of n > 1 ended with its siblings.
-                refusals.append(str(refused))
-        if len(refusals) == len(found):
-            raise RefusedError(refusals[0])
+
+        async def abort(found: Found) -> None:
+            refusals: list[str] = []
+            for _, row in found:
+                try:
+                    await self._manager.abort_request(row.api_server, internal_id(row.request_id), reason)
+                except RefusedError as refused:
+                    # A child of n > 1 ended with its siblings.
+                    refusals.append(str(refused))
+            if len(refusals) == len(found):
+                raise RefusedError(refusals[0])
+
+        await self._carry_out(request_id, abort)
 
     async def migrate(self, request_id: str, to: str | None, actor: str) -> str:
-        source, row = self._find(request_id)[0]
-        if source == HELD:
-            raise RefusedError(f"api{row.api_server} holds the request until an instance has room for it")
-        target = self._choose_target(source) if to is None else self._view(to)
-        if target.state is not InstanceState.RUNNING:
-            raise RefusedError(f"instance {target.instance} is {target.state}: it takes no requests")
-        return await self._manager.migrate(
-            source, row.request_id, target.uid, f"asked for by operator {actor}"
-        )
+        async def move(found: Found) -> str:
+            source, row = found[0]
+            if source == HELD:
+                raise RefusedError(f"api{row.api_server} holds the request until an instance has room for it")
+            target = self._choose_target(source) if to is None else self._view(to)
+            if target.state is not InstanceState.RUNNING:
+                raise RefusedError(f"instance {target.instance} is {target.state}: it takes no requests")
+            return await self._manager.migrate(
+                source, row.request_id, target.uid, f"asked for by operator {actor}"
+            )
+
+        return await self._carry_out(request_id, move)
 
     def _choose_target(self, source: int) -> InstanceView:
         """The freest other instance that takes requests."""
@@ -119,15 +133,30 @@ class LiveControl(ClusterViews):
             raise RefusedError(f"node {target_id} has no instances")
         return list(node.instances)
 
-    def _find(self, request_id: str) -> list[tuple[int, RequestRow]]:
-        found = [
+    async def _carry_out(self, request_id: str, command: Callable[[Found], Awaitable[Answer]]) -> Answer:
+        """A command to a request where it was last seen, and if it is not there, to where it is.
+
+        What instances and API servers tell is up to half a second old: it may have come or moved since.
+        """
+        found = self._find(request_id)
+        refusal: LlumnixError = UnknownTargetError(f"there is no unfinished request {request_id}")
+        if found:
+            try:
+                return await command(found)
+            except RefusedError as refused:
+                refusal = refused
+        await self._manager.ask_for_rows()
+        again = self._find(request_id)
+        if not again or _places(again) == _places(found):
+            raise refusal
+        return await command(again)
+
+    def _find(self, request_id: str) -> Found:
+        return [
             (uid, row)
             for uid, row in self._rows()
             if request_id in (internal_id(row.request_id), response_id(row.request_id))
         ]
-        if not found:
-            raise UnknownTargetError(f"there is no unfinished request {request_id}")
-        return found
 
     def _do_all(self, commands: Iterable[Event]) -> None:
         """The same command on several instances; one that refuses does not keep the others from it."""
@@ -147,6 +176,10 @@ class LiveControl(ClusterViews):
             raise UnknownTargetError(str(unknown)) from None
         except CommandRefused as refused:
             raise RefusedError(str(refused)) from None
+
+
+def _places(found: Found) -> set[tuple[int, str]]:
+    return {(uid, row.request_id) for uid, row in found}
 
 
 def _drain(instance: str, options: schema.DrainOptions, *, restart: bool = False) -> Drain:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -69,6 +71,7 @@ from llumnix.wire import (
     StopServing,
     Table,
     TableEntry,
+    TellRequests,
     ToManager,
 )
 
@@ -76,6 +79,7 @@ logger = get_logger(__name__)
 
 TICK_S = 0.1
 COMMAND_TIMEOUT_S = 5.0
+_ROWS_TIMEOUT_S = 1.0
 _ENGINES_STOP_S = 5.0
 
 RecordEvent = Callable[[str, str, str, str], None]
@@ -394,16 +398,29 @@ class ClusterManager:
             lambda: self._socket.tell_api_server(api_server, AbortRequest(command_id, request_id, reason)),
         )
 
-    async def _ask(self, command_id: int, send: Callable[[], None]) -> str:
+    async def ask_for_rows(self) -> None:
+        """Have `rows` and `held` as of now; who does not answer soon keeps its last ones."""
+        tell: list[Callable[[TellRequests], None]] = [
+            partial(self._socket.tell_instance, entry.entry.uid) for entry in self._table.entries
+        ]
+        tell += [partial(self._socket.tell_api_server, s.index) for s in self.api_servers.states if s.serving]
+        await asyncio.gather(*map(self._ask_for_rows, tell))
+
+    async def _ask_for_rows(self, tell: Callable[[TellRequests], None]) -> None:
+        command_id = next(self._command_ids)
+        with contextlib.suppress(RefusedError):
+            await self._ask(command_id, lambda: tell(TellRequests(command_id)), _ROWS_TIMEOUT_S)
+
+    async def _ask(
+        self, command_id: int, send: Callable[[], None], timeout_s: float = COMMAND_TIMEOUT_S
+    ) -> str:
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._commands[command_id] = future
         try:
             send()
-            done = await asyncio.wait_for(future, COMMAND_TIMEOUT_S)
+            done = await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
-            raise RefusedError(
-                f"no answer within {COMMAND_TIMEOUT_S:g} s; it may still take effect"
-            ) from None
+            raise RefusedError(f"no answer within {timeout_s:g} s; it may still take effect") from None
         finally:
             del self._commands[command_id]
         if done.error is not None:

@@ -35,6 +35,7 @@ from llumnix.wire import (
     Replay,
     SetPriority,
     StopEngine,
+    TellRequests,
     codec,
 )
 
@@ -185,6 +186,8 @@ class Inbox:
                 core.on_engine_thread(lambda: send(EngineServes(core.uid)))
         elif isinstance(command, SetPriority):
             core.on_engine_thread(lambda: send(self._set_priority(command)))
+        elif isinstance(command, TellRequests):
+            core.on_engine_thread(lambda: send(self._tell_requests(command)))
         elif isinstance(command, Move):
             core.on_engine_thread(lambda: send(self._move(command)))
         elif isinstance(command, MoveAway):
@@ -204,6 +207,10 @@ class Inbox:
         except RefusedError as error:
             return Done(command.command_id, str(error))
         return Done(command.command_id, result=migration)
+
+    def _tell_requests(self, command: TellRequests) -> Done:
+        self._core.tell_requests()
+        return Done(command.command_id)
 
     def _set_priority(self, command: SetPriority) -> Done:
         if self._core.set_priority(command.request_id, command.priority):

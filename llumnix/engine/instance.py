@@ -246,6 +246,10 @@ class InstanceCore(EngineCoreProc):
         self.llumlet.after_step(time.monotonic())
         if not self.has_work():
             self.publish_report(time.monotonic())
+        self.tell_requests()
+
+    def tell_requests(self) -> None:
+        """The table of requests to the manager, unless it is as empty as it was."""
         rows = self.view.rows()
         if rows or self._had_rows:
             self.tell_manager(RequestTable(self.uid, rows))

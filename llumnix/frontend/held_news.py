@@ -33,12 +33,16 @@ class HeldNews:
         has_changed = summary != self._told
         self._told = summary
         if (has_changed or self._are_rows_due) and now >= self._rows_not_before:
-            rows = tuple(_row(request, attempt) for request, attempt in self._book.held())
             self._are_rows_due, self._rows_not_before = False, now + _ROWS_EVERY_S
-            self.send(Held(summary, rows))
+            self.tell_rows()
         elif has_changed:
             self._are_rows_due = True
             self.send(Held(summary, None))
+
+    def tell_rows(self) -> None:
+        """Everything as of now."""
+        rows = tuple(_row(request, attempt) for request, attempt in self._book.held())
+        self.send(Held(self._held.summary(self._api_server), rows))
 
 
 def _row(request: EngineCoreRequest, attempt: StartAttempt) -> RequestRow:

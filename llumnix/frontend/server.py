@@ -52,6 +52,7 @@ from llumnix.wire import (
     SetPriority,
     StopServing,
     Table,
+    TellRequests,
 )
 
 logger = get_logger(__name__)
@@ -147,6 +148,9 @@ class ApiServer:
             self._link.send(Done(command.command_id, self._abort(command)))
         elif isinstance(command, SetPriority):
             self._link.send(Done(command.command_id, self._set_priority(command)))
+        elif isinstance(command, TellRequests):
+            self._client.held_news.tell_rows()
+            self._link.send(Done(command.command_id))
         elif isinstance(command, StopServing):
             self._drain_s = command.drain_s
             self._stopping.set()
