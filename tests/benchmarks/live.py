@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import time
 import uuid
@@ -24,15 +25,15 @@ KV_BYTES = "256M"
 def config(directory: Path, num_instances: int, **changes: dict[str, Any]) -> dict[str, Any]:
     """A float32 cluster that moves nothing by itself; `changes` by section."""
     base: dict[str, Any] = {
+        # Logical: more instances than this machine has cores must find a place.
+        "ray": {"num_cpus": max(num_instances, os.cpu_count() or 1)},
         "instances": {"count": num_instances, "restart_backoff_s": 0.1, "restart_limit": 1_000},
         "scheduler": {"rescheduling": False},
         "engine": {"kv_cache_memory_bytes": KV_BYTES},
     }
     for section, values in changes.items():
         base[section] = base.get(section, {}) | values
-    merged = settings(directory / "state", **base)
-    del merged["ray"]  # the tests' many logical cores
-    return merged
+    return settings(directory / "state", **base)
 
 
 def prompt(num_tokens: int, rng: random.Random) -> list[int]:
