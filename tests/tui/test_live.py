@@ -197,6 +197,18 @@ async def test_lists_are_fetched_to_their_end(cluster: FakeCluster, journal: Jou
         await client.close()
 
 
+async def test_of_an_instance_only_its_own_requests_are_fetched(
+    cluster: FakeCluster, journal: Journal
+) -> None:
+    cluster.add(make_request("here", instance="i0"), make_request("there", instance="i1"))
+    async with serving(cluster, journal) as server:
+        client = AdminClient(server.url, OPERATOR.secret)
+        snapshot = await client.snapshot(Interest(requests=True, instance="i0"))
+        assert [request.id for request in snapshot.requests_on("i0") or ()] == ["here"]
+        assert snapshot.requests_on("i1") is None
+        await client.close()
+
+
 async def test_errors_are_one_sentence() -> None:
     client = AdminClient("http://127.0.0.1:9", None)
     with pytest.raises(AdminError, match=r"no answer from http://127\.0\.0\.1:9: "):

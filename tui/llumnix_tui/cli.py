@@ -1,6 +1,7 @@
 """llumnix-tui: the command line."""
 
 import asyncio
+import gc
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,8 @@ def llumnix_tui(
 
 def main() -> None:
     """Entry point of the command `llumnix-tui`."""
+    # What is imported stays: the collector need not look at it again, which would hold up keys.
+    gc.freeze()
     cli(prog_name="llumnix-tui")
 
 

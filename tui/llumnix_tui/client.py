@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from llumnix.admin import schema
-from llumnix.admin.schema import Caller, Cluster, ErrorBody, Event, EventPage, LogTail
+from llumnix.admin.schema import Caller, Cluster, ErrorBody, Event, EventPage, LogTail, Request
 from llumnix_tui.commands import Command, Target
 from llumnix_tui.snapshot import Snapshot
 
@@ -39,7 +39,8 @@ class Interest:
     """What is fetched beyond the cluster, its instances, nodes and migrations, as somebody looks at it."""
 
     requests: bool = False
-    log_of: str | None = None
+    # If given: of the requests only those there, and the tail of its log.
+    instance: str | None = None
 
 
 class AdminClient:
@@ -69,8 +70,9 @@ class AdminClient:
             instances=instances,
             nodes=nodes,
             migrations=migrations.items,
-            requests=await self._all("/v1/requests", schema.RequestPage) if interest.requests else None,
-            logs={} if interest.log_of is None else {interest.log_of: await self._log(interest.log_of)},
+            requests=await self._requests(interest.instance) if interest.requests else None,
+            requests_of=interest.instance,
+            logs={} if interest.instance is None else {interest.instance: await self._log(interest.instance)},
         )
 
     async def role(self) -> schema.Role | None:
@@ -112,6 +114,10 @@ class AdminClient:
         """Send a command, once."""
         await self._call(command.method, command.path, json=command.body)
 
+    async def _requests(self, instance_id: str | None) -> tuple[Request, ...]:
+        chosen = {} if instance_id is None else {"instance": instance_id}
+        return await self._all("/v1/requests", schema.RequestPage, **chosen)
+
     async def _log(self, instance_id: str) -> tuple[str, ...]:
         try:
             tail = await self._get(f"{Target('instance', instance_id).path}/log", LogTail, lines=LOG_LINES)
@@ -121,12 +127,12 @@ class AdminClient:
             return (str(error),)
         return tail.lines
 
-    async def _all(self, path: str, page_type: type[schema.Page[Item]]) -> tuple[Item, ...]:
+    async def _all(self, path: str, page_type: type[schema.Page[Item]], **chosen: str) -> tuple[Item, ...]:
         """Return every part of a list. Each is parsed apart, so that keys are served in between."""
         items: list[Item] = []
         cursor: dict[str, str] = {}
         while True:
-            page = await self._get(path, page_type, limit=PAGE_LIMIT, **cursor)
+            page = await self._get(path, page_type, limit=PAGE_LIMIT, **chosen, **cursor)
             items.extend(page.items)
             if page.next is None:
                 return tuple(items)

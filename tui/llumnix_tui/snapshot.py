@@ -23,12 +23,20 @@ class Snapshot(BaseModel):
     nodes: tuple[Node, ...] = ()
     migrations: tuple[Migration, ...] = ()
     requests: tuple[Request, ...] | None = None
+    # If given: `requests` are only those of this instance.
+    requests_of: str | None = None
     # The log's tail of the instances that were looked at, by id.
     logs: dict[str, tuple[str, ...]] = {}
 
     def instance(self, instance_id: str) -> Instance | None:
         """Return the instance with this id."""
         return next((item for item in self.instances if item.id == instance_id), None)
+
+    def requests_on(self, instance_id: str) -> tuple[Request, ...] | None:
+        """Return an instance's requests; None where they were not fetched."""
+        if self.requests is None or self.requests_of not in (None, instance_id):
+            return None
+        return tuple(item for item in self.requests if item.instance == instance_id)
 
     def node(self, node_id: str) -> Node | None:
         """Return the node with this id."""

@@ -129,7 +129,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
         kept = None if before is None else self._key(before)
         self._rows = arrange(self._all, self._columns, self.sort, self.wanted, self._haystack)
         if kept is not None:
-            at = next((i for i, row in enumerate(self._rows) if self._key(row) == kept), None)
+            at = next((i for i, key in enumerate(map(self._key, self._rows)) if key == kept), None)
             offset = self._cursor - self.scroll_offset.y
             moved = at is not None and at != self._cursor
             self._cursor = min(self._cursor, max(len(self._rows) - 1, 0)) if at is None else at

@@ -90,13 +90,7 @@ def arrange(
     value = next((c.sort for c in columns if sort is not None and c.letter == sort.letter), None)
     if sort is None or value is None:
         return chosen
-    known = [(key, row) for row in chosen if (key := value(row)) is not None]
     unknown = [row for row in chosen if value(row) is None]
-    known.sort(key=_first, reverse=sort.descending)
-    return [row for _, row in known] + unknown
-
-
-def _first(pair: tuple[SortValue, Row]) -> float | str:
-    key = pair[0]
-    assert key is not None
-    return key
+    known = [row for row in chosen if value(row) is not None] if unknown else chosen
+    # Each value is that of a known row, so that all of them compare.
+    return sorted(known, key=value, reverse=sort.descending) + unknown  # type: ignore[arg-type]

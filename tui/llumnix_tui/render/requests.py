@@ -1,6 +1,7 @@
 """Rows of requests, and one of them at length."""
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from llumnix.admin.schema import Event, Request
 from llumnix_tui.render import values
@@ -9,10 +10,8 @@ from llumnix_tui.render.events import event_line
 from llumnix_tui.render.states import state
 from llumnix_tui.render.text import MUTED, STRONG, Line, labelled, line
 
-
-def row_key(request: Request) -> str:
-    """Return a request's id."""
-    return request.id
+# Of a request; called for ten thousand of them with each round.
+row_key = attrgetter("id")
 
 
 def haystack(request: Request) -> str:

@@ -136,10 +136,13 @@ class DataScreen(Screen[None], inherit_bindings=False):
 
     def set_text(self, selector: str, lines: Sequence[Line]) -> None:
         """Show lines in a Static, unless it shows them already."""
-        if self._texts.get(selector) != (lines := tuple(lines)):
+        before = self._texts.get(selector)
+        if before != (lines := tuple(lines)):
             self._texts[selector] = lines
+            # No line wraps: as many lines as before need no new layout, which costs more than the text.
+            layout = before is None or len(lines) != len(before)
             for widget in self.query(selector).results(Static):
-                widget.update(content(lines))
+                widget.update(content(lines), layout=layout)
 
     # ---- filter -----------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class InstanceScreen(TargetActions, RequestActions):
     @property
     def interest(self) -> Interest:
         """Its requests and its log."""
-        return Interest(requests=True, log_of=self._instance_id)
+        return Interest(requests=True, instance=self._instance_id)
 
     def body(self) -> ComposeResult:
         """Yield figures, chart, and one of the lists."""
@@ -76,16 +76,17 @@ class InstanceScreen(TargetActions, RequestActions):
         else:
             self.set_text("#figures", instance.panel(found))
         self.set_text("#chart", instance.over_time(series, self.size.width))
-        here = [request for request in snapshot.requests or () if request.instance == self._instance_id]
+        here = snapshot.requests_on(self._instance_id)
         moves = [
             m for m in migrations.ordered(snapshot.migrations) if self._instance_id in (m.source, m.target)
         ]
-        self.query_one("#requests", VirtualTable).show_rows(here, requests.COLUMNS)
+        if here is not None:
+            self.query_one("#requests", VirtualTable).show_rows(here, requests.COLUMNS)
         self.query_one("#migrations", VirtualTable).show_rows(moves, migrations.COLUMNS)
         self.query_one("#log", VirtualTable).show_rows(
             list(enumerate(snapshot.logs.get(self._instance_id, ()))), LOG_COLUMNS
         )
-        sizes = {"migrations": len(moves)} | ({} if snapshot.requests is None else {"requests": len(here)})
+        sizes = {"migrations": len(moves)} | ({} if here is None else {"requests": len(here)})
         self.set_text("#views", (view_line(self._view, sizes),))
 
     def action_next_view(self, by: int) -> None:

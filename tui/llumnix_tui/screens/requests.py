@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import ClassVar
 
 from llumnix.admin.schema import Request
@@ -27,8 +28,8 @@ class RequestsScreen(RequestActions, ListScreen):
         return VirtualTable(requests.row_key, requests.haystack, empty="no unfinished requests")
 
     def rows(self, snapshot: Snapshot) -> Sequence[Request] | None:
-        """Return the requests, if they were fetched."""
-        return snapshot.requests
+        """Return the requests, if all were fetched."""
+        return snapshot.requests if snapshot.requests_of is None else None
 
     def columns(self, snapshot: Snapshot) -> Sequence[Column[Request]]:
         """Return the columns."""
@@ -36,10 +37,10 @@ class RequestsScreen(RequestActions, ListScreen):
 
     def heading(self, snapshot: Snapshot) -> Sequence[Line]:
         """Return how many there are in each state and class."""
-        found = snapshot.requests
+        found = self.rows(snapshot)
         if found is None:
             return (labelled("requests", "–"),)
-        states, classes = Counter(r.state for r in found), Counter(r.priority for r in found)
+        states, classes = (Counter(map(attrgetter(name), found)) for name in ("state", "priority"))
         counts = (*sorted(states.items()), *sorted(classes.items()))
         return (joined((self.count_line("requests"), *(labelled(name, str(n)) for name, n in counts))),)
 
