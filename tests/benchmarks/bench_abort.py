@@ -10,12 +10,9 @@ import argparse
 import asyncio
 import contextlib
 import random
-import tempfile
 from collections import Counter
-from pathlib import Path
 
-from tests.benchmarks.live import Client, Refused, Stream, body, config, prompt, verdict
-from tests.e2e.running import RunningCluster, running
+from tests.benchmarks.live import Client, Refused, Stream, body, on_cluster, prompt, verdict
 
 MOVED_TOKENS = 6_000
 NUM_NEIGHBOURS = 4
@@ -76,18 +73,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100, help="cases")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-
-    async def run(cluster: RunningCluster) -> None:
-        async with Client.of(cluster) as client:
-            await measure(client, args)
-
-    with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
-        # Little room and no prefix cache: freed blocks are used again at once, and all is computed.
-        options = config(
-            Path(directory), 2, engine={"kv_cache_memory_bytes": "64M", "enable_prefix_caching": False}
-        )
-        with running(options, Path(directory)) as cluster:
-            asyncio.run(run(cluster))
+    # Little room and no prefix cache: freed blocks are used again at once, and all is computed.
+    engine = {"kv_cache_memory_bytes": "64M", "enable_prefix_caching": False}
+    on_cluster(lambda client: measure(client, args), 2, engine=engine)
 
 
 if __name__ == "__main__":

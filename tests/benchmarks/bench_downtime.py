@@ -14,15 +14,11 @@ import asyncio
 import contextlib
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.live import POLL_S, Client, Refused, Stream, body, config, prompt, verdict
-from tests.e2e.running import RunningCluster, running
+from tests.benchmarks.live import POLL_S, Client, Refused, Stream, body, on_cluster, prompt, verdict
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 7500]
 NUM_MATES = 4
@@ -202,20 +198,12 @@ def main() -> None:
     args = parser.parse_args()
     live: dict[int, Gaps] = {}
 
-    async def first(cluster: RunningCluster) -> None:
-        async with Client.of(cluster) as client:
-            live.update(await migrating(client, args))
-            await slow_down(client, args)
+    async def first(client: Client) -> None:
+        live.update(await migrating(client, args))
+        await slow_down(client, args)
 
-    async def second(cluster: RunningCluster) -> None:
-        async with Client.of(cluster) as client:
-            await blocking(client, args, live)
-
-    for migration, run in (({}, first), (BLOCKING, second)):
-        with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
-            options: dict[str, Any] = config(Path(directory), 2, migration=migration)
-            with running(options, Path(directory)) as cluster:
-                asyncio.run(run(cluster))
+    on_cluster(first, 2)
+    on_cluster(lambda client: blocking(client, args, live), 2, migration=BLOCKING)
 
 
 if __name__ == "__main__":

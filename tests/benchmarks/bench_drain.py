@@ -9,13 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.live import Client, body, config, prompt, verdict
-from tests.e2e.running import RunningCluster, running
+from tests.benchmarks.live import Client, body, on_cluster, prompt, verdict
 
 EXTRA_S = 2.0
 
@@ -84,16 +81,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
-    async def run(cluster: RunningCluster) -> None:
+    async def run(client: Client) -> None:
         rng = random.Random(args.seed)
-        async with Client.of(cluster) as client:
-            held = [await drain_once(client, args, rng) for _ in range(args.repeats)]
+        held = [await drain_once(client, args, rng) for _ in range(args.repeats)]
         print(f"{sum(held)} of {len(held)} drains within the bar: {verdict(all(held))}")
 
-    with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
-        options = config(Path(directory), 2, engine={"max_num_seqs": 64})
-        with running(options, Path(directory)) as cluster:
-            asyncio.run(run(cluster))
+    on_cluster(run, 2, engine={"max_num_seqs": 64})
 
 
 if __name__ == "__main__":

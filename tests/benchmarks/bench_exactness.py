@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.live import Client, Refused, Stream, body, config, prompt, verdict
-from tests.e2e.running import running
+from tests.benchmarks.live import Client, Refused, Stream, body, on_cluster, prompt, verdict
 from tests.e2e.workload import bodies
 
 NUM_INSTANCES = 3
@@ -79,7 +77,9 @@ async def measure(client: Client, args: argparse.Namespace) -> None:
     requests = bodies(args.requests, max_tokens=args.tokens)
     for k in range(LONG_EVERY // 2, len(requests), LONG_EVERY):
         requests[k] = body(prompt(4_000, random.Random(k)), args.tokens, logprobs=2)
+    began = time.monotonic()
     expected = await client.answers(requests, args.concurrency)
+    print(f"the unmoved run took {time.monotonic() - began:.0f} s", flush=True)
     moves, room, rng = Moves(), asyncio.Semaphore(args.concurrency), random.Random(args.seed)
 
     async def one(request: dict[str, Any]) -> Stream:
@@ -113,15 +113,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-
-    async def run(cluster: Any) -> None:
-        async with Client.of(cluster) as client:
-            await measure(client, args)
-
-    with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
-        options = config(Path(directory), NUM_INSTANCES, engine=ENGINE)
-        with running(options, Path(directory)) as cluster:
-            asyncio.run(run(cluster))
+    on_cluster(lambda client: measure(client, args), NUM_INSTANCES, engine=ENGINE)
 
 
 if __name__ == "__main__":

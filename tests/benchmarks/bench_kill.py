@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 
-from tests.benchmarks.live import Client, Stream, body, config, prompt, verdict
-from tests.e2e.running import RunningCluster, running
+from tests.benchmarks.live import Client, Stream, body, on_cluster, prompt, verdict
 
 INSTANCES = ["i0", "i1", "i2"]
 STALL_BAR_S = 3.0
@@ -126,15 +123,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
-    async def run(cluster: RunningCluster) -> None:
-        async with Client.of(cluster) as client:
-            await kill_instances(client, args)
-            await kill_api_server(client, args)
+    async def run(client: Client) -> None:
+        await kill_instances(client, args)
+        await kill_api_server(client, args)
 
-    with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
-        options = config(Path(directory), len(INSTANCES), http={"api_servers": 2})
-        with running(options, Path(directory)) as cluster:
-            asyncio.run(run(cluster))
+    on_cluster(run, len(INSTANCES), http={"api_servers": 2})
 
 
 if __name__ == "__main__":

@@ -6,15 +6,11 @@ python -m tests.benchmarks.bench_prefix_skip [--repeats 10] [--prefix 2048] [--o
 from __future__ import annotations
 
 import argparse
-import asyncio
 import random
 import statistics
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.benchmarks.live import Client, body, config, prompt, verdict
-from tests.e2e.running import RunningCluster, running
+from tests.benchmarks.live import Client, body, on_cluster, prompt, verdict
 
 
 @dataclass
@@ -68,16 +64,7 @@ def main() -> None:
     parser.add_argument("--own", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-
-    async def run(cluster: RunningCluster) -> None:
-        async with Client.of(cluster) as client:
-            await measure(client, args)
-
-    with (
-        tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory,
-        running(config(Path(directory), 2), Path(directory)) as cluster,
-    ):
-        asyncio.run(run(cluster))
+    on_cluster(lambda client: measure(client, args), 2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -16,9 +17,12 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.running import RunningCluster, settings
+from tests.benchmarks.peer import unwind_on_sigterm
+from tests.e2e.running import RunningCluster, running, settings
 
 POLL_S = 0.01
+ADMIN_POLL_S = 0.05
+"""Asking llumnixd more often would take much of a core from what is measured."""
 KV_BYTES = "256M"
 
 
@@ -204,7 +208,7 @@ class Client:
             except Refused:
                 if stream.is_over:
                     raise
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(ADMIN_POLL_S)
 
     async def until(self, look: Callable[[], Awaitable[Any]], timeout_s: float, what: str) -> Any:
         """The first true result of `look`; AssertionError naming `what` when the time is up."""
@@ -213,7 +217,7 @@ class Client:
             found = await look()
             if found:
                 return found
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(ADMIN_POLL_S)
         raise AssertionError(f"not within {timeout_s:g} s: {what}")
 
     async def until_serving(self, names: Iterable[str], timeout_s: float = 240) -> None:
@@ -224,6 +228,22 @@ class Client:
             return all(instances.get(name, {}).get("state") == "running" for name in wanted)
 
         await self.until(all_serve, timeout_s, f"{sorted(wanted)} serve")
+
+
+def on_cluster(
+    measure: Callable[[Client], Awaitable[None]], num_instances: int, **changes: dict[str, Any]
+) -> None:
+    """Have `measure` talk to a cluster of its own, of `config`; SIGTERM ends both in good order."""
+    unwind_on_sigterm()
+
+    async def run(cluster: RunningCluster) -> None:
+        async with Client.of(cluster) as client:
+            await measure(client)
+
+    with tempfile.TemporaryDirectory(prefix="llumnix-bench-") as directory:
+        options = config(Path(directory), num_instances, **changes)
+        with running(options, Path(directory)) as cluster:
+            asyncio.run(run(cluster))
 
 
 def verdict(holds: bool) -> str:
