@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from llumnix.cluster import leftovers
 from llumnix.config import Config
-from llumnix.engine.main import EngineSpec, prepare_environment, root_cause, run_engine
+from llumnix.engine.main import SERVING, EngineSpec, prepare_environment, root_cause, run_engine
 from llumnix.errors import StartupError
 from llumnix.log import log_to, print_to
 
@@ -88,14 +89,17 @@ class InstanceActor(_Process):
 
     def run(self) -> str:
         """The engine's whole life; returns why it ended."""
-        num_threads = self._spec.config.instances.cpus_per_instance
+        num_cores, num_workers = self._spec.config.instances.cpus_per_instance, self._spec.config.world_size
         if self._cores_dir is not None:
-            self._core_lock = _pin_to_free_cores(self._cores_dir, num_threads)
-        prepare_environment(num_threads)
+            self._core_lock = _pin_to_free_cores(self._cores_dir, num_cores)
+        prepare_environment(max(1, num_cores // num_workers))
+        leftovers.enter_engine_dir(os.environ[leftovers.RUN_ID_VARIABLE])
         return self._end(run_engine(self._spec, ray.util.get_node_ip_address(), self._set_stage))
 
     def _set_stage(self, stage: str) -> None:
         self._stage = stage
+        if stage == SERVING and self._spec.config.world_size > 1:
+            leftovers.note_shared_memory()
 
 
 @ray.remote

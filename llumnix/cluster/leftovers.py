@@ -2,6 +2,9 @@
 
 Every process of a run inherits its marker, the environment variable LLUMNIX_RUN_ID; every file of a run lies
 in a directory of its own. The record in the state directory is written before either exists.
+
+vLLM's workers share memory under names in a common place, and may be killed before they remove it: so each
+instance has a directory in the run's for its temporary files, with a note of that memory.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +33,8 @@ _SHM_DIR = Path("/dev/shm")
 _POLL_S = 0.02
 _KILL_TIMEOUT_S = 10.0
 _HEAD_SERVER = "gcs_server"
+_ENGINE_DIR_PREFIX = "engine-"
+_SHARED_MEMORY_NOTE = "shared-memory"
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def end(run_id: str, grace_s: float) -> list[Leftover]:
     The shared-memory files that they alone had mapped are removed.
     """
     alive = find(run_id)
-    shared_memory = _shared_memory_of(alive)
+    shared_memory = shared_memory_of(alive)
     names: dict[int, str] = {}
     asked: set[int] = set()
     deadline = time.monotonic() + grace_s
@@ -165,8 +171,48 @@ def end(run_id: str, grace_s: float) -> list[Leftover]:
     return [Leftover(pid, name, pid in killed) for pid, name in sorted(names.items())]
 
 
+def shared_memory_of(processes: list[psutil.Process]) -> list[Path]:
+    """Files in /dev/shm that these processes have mapped and no other process has (vLLM's, torch's, ours)."""
+    pids = {process.pid for process in processes}
+    ours: set[int] = set().union(*(_mapped_shared_memory(pid) for pid in pids))
+    if not ours:
+        return []
+    for pid in psutil.pids():
+        if pid not in pids:
+            ours -= _mapped_shared_memory(pid)
+    return [Path(entry.path) for entry in os.scandir(_SHM_DIR) if entry.inode() in ours]
+
+
+def enter_engine_dir(run_id: str) -> None:
+    """Have this process and its children keep temporary files apart; what dead engines left is removed."""
+    temp_dir = Path(tempfile.gettempdir())
+    _remove_dead_engines(run_id, temp_dir)
+    own = temp_dir / f"{_ENGINE_DIR_PREFIX}{os.getpid()}"
+    own.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(own)
+
+
+def note_shared_memory() -> None:
+    """Write down what this process and its children share by name; call it once they are all there."""
+    paths = shared_memory_of([psutil.Process(), *psutil.Process().children(recursive=True)])
+    Path(tempfile.gettempdir(), _SHARED_MEMORY_NOTE).write_text("\n".join(map(str, paths)))
+
+
+def _remove_dead_engines(run_id: str, temp_dir: Path) -> None:
+    for directory in temp_dir.glob(f"{_ENGINE_DIR_PREFIX}*"):
+        if lives(run_id, int(directory.name.removeprefix(_ENGINE_DIR_PREFIX))):
+            continue
+        # It shared none, or another engine that starts is at it too.
+        with contextlib.suppress(FileNotFoundError):
+            for path in (directory / _SHARED_MEMORY_NOTE).read_text().splitlines():
+                Path(path).unlink(missing_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def remove_files(run_id: str, temp_dir: Path) -> None:
     """Remove the run's directories; one that does not say it belongs to this run is left alone."""
+    if owns(run_id, temp_dir):
+        _remove_dead_engines(run_id, temp_dir)
     for directory in (shm_dir(run_id), temp_dir):
         if owns(run_id, directory):
             shutil.rmtree(directory)
@@ -208,20 +254,10 @@ def _signal(processes: list[psutil.Process], signum: signal.Signals) -> set[int]
     return {process.pid for process in processes}
 
 
-def _mapped_shared_memory(pid: int) -> set[str]:
+def _mapped_shared_memory(pid: int) -> set[int]:
+    """Inodes: a semaphore is mapped under a name that it has only while it is made."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return set()
-    return {line[line.index("/dev/shm/") :] for line in maps.splitlines() if " /dev/shm/" in line}
-
-
-def _shared_memory_of(processes: list[psutil.Process]) -> list[Path]:
-    """Files in /dev/shm that these processes have mapped and no other process has (vLLM's, torch's, ours)."""
-    pids = {process.pid for process in processes}
-    ours: set[str] = set().union(*(_mapped_shared_memory(pid) for pid in pids))
-    if ours:
-        for pid in psutil.pids():
-            if pid not in pids:
-                ours -= _mapped_shared_memory(pid)
-    return [Path(name) for name in ours if not name.endswith(" (deleted)")]
+    return {int(line.split()[4]) for line in maps.splitlines() if f" {_SHM_DIR}/" in line}

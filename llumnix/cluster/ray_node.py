@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ _SETTINGS = {
     "RAY_agent_manager_retry_interval_ms": "100",
     "RAY_ROTATION_MAX_BYTES": str(LOG_ROTATE_BYTES),
     "RAY_ROTATION_BACKUP_COUNT": str(LOG_BACKUPS),
+    "RAY_process_group_cleanup_enabled": "1",  # the workers of a killed engine are ended too
     "SPT_NOENV": "1",  # a process title that overwrites /proc/PID/environ would hide the run's marker
 }
 
@@ -211,8 +213,14 @@ def _run_launcher(params: dict[str, object], env: dict[str, str], temp_dir: Path
 def _environment(temp_dir: Path, run_id: str, env: Mapping[str, str]) -> dict[str, str]:
     # A RAY_ variable of somebody's shell (an address, a token, a debugging switch) must not change our nodes.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    ours = {leftovers.RUN_ID_VARIABLE: run_id, "RAY_AUTH_TOKEN_PATH": str(temp_dir / _TOKEN_FILE_NAME)}
-    return inherited | _SETTINGS | dict(env) | ours
+    ours = {
+        leftovers.RUN_ID_VARIABLE: run_id,
+        "RAY_AUTH_TOKEN_PATH": str(temp_dir / _TOKEN_FILE_NAME),
+        "TMPDIR": str(temp_dir),
+    }
+    # What torch has compiled outlives the run.
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+    return compiled | inherited | _SETTINGS | dict(env) | ours
 
 
 def _make_plasma_dir(run_id: str, temp_dir: Path) -> Path:

@@ -14,6 +14,8 @@ from llumnix.wire import Endpoints
 
 logger = get_logger(__name__)
 
+SERVING = "serving"
+"""The stage at which the engine, its workers included, is built."""
 _LAST_WORDS_TIMEOUT_S = 2.0
 
 
@@ -80,7 +82,7 @@ def run_engine(spec: EngineSpec, host: str, on_stage: Callable[[str], None]) -> 
     except Exception as error:
         logger.exception("instance %s could not be started", spec.instance)
         return root_cause(error)
-    on_stage("serving")
+    on_stage(SERVING)
     return _run_loop(core, spec.instance)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from llumnix.engine.migration.port import MigrationPort
@@ -28,6 +29,6 @@ def open_transports(
         return TransportSet(KVBlocks(views, views[0].shape[0]), backend, host, one_node=one_node)
     if parallel.nnodes > 1 or parallel.distributed_executor_backend != "mp":
         return NoTransports()
-    news = f"ipc://{endpoints.private_dir}/ranks{engine.uid}"
+    news = f"ipc://{tempfile.gettempdir()}/ranks{engine.uid}"  # of this node; the workers inherit it
     options = RankTransportOptions(backend, host, one_node, news)
     return RankTransports(engine.model_executor.collective_rpc, parallel.world_size, options)

@@ -33,6 +33,17 @@ print("up", flush=True)
 time.sleep(60)
 """
 
+ENGINE = """
+import os, subprocess, sys, time
+from llumnix.cluster import leftovers
+leftovers.enter_engine_dir(os.environ[leftovers.RUN_ID_VARIABLE])
+worker = subprocess.Popen([sys.executable, "-c", {!r}], stdout=subprocess.PIPE)
+worker.stdout.readline()
+leftovers.note_shared_memory()
+print("up", flush=True)
+time.sleep(60)
+"""
+
 DAEMON = """
 import dataclasses, json, os, sys, time
 from pathlib import Path
@@ -125,6 +136,41 @@ def test_shared_memory_is_removed_unless_a_process_of_no_run_uses_it(spawn) -> N
     finally:
         alone.unlink(missing_ok=True)
         shared.unlink(missing_ok=True)
+
+
+def test_what_a_killed_engine_left_goes_with_the_next_start_on_its_node_or_with_the_run(
+    spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that its workers shared by name, too; what a living one has stays."""
+    run_id, run_dir = leftovers.new_run().run_id, tmp_path / "run"
+    leftovers.claim(run_id, run_dir)
+    monkeypatch.setenv("TMPDIR", str(run_dir))
+    shared = [Path(f"/dev/shm/llx-test-{run_id}-{k}") for k in range(3)]
+
+    def engine(path: Path) -> subprocess.Popen:
+        path.write_bytes(bytes(64))
+        return spawn(run_id, ENGINE.format(MAPPING.format([str(path)])))
+
+    try:
+        dead, living = engine(shared[0]), engine(shared[1])
+        kill_with_children(dead)
+        following = engine(shared[2])
+        assert [path.exists() for path in shared] == [False, True, True]
+        present = {path.name for path in run_dir.glob("engine-*")}
+        assert present == {f"engine-{living.pid}", f"engine-{following.pid}"}
+        kill_with_children(living)
+        kill_with_children(following)
+        leftovers.remove_files(run_id, run_dir)
+        assert not run_dir.exists() and not any(path.exists() for path in shared)
+    finally:
+        for path in shared:
+            path.unlink(missing_ok=True)
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    for each in [*psutil.Process(process.pid).children(), process]:
+        each.kill()
+    process.wait()
 
 
 def test_only_directories_of_the_run_are_removed(tmp_path: Path) -> None:
