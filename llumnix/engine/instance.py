@@ -106,6 +106,7 @@ class InstanceCore(EngineCoreProc):
     def process_input_sockets(
         self, input_addresses: list[str], coord: str | None, identity: bytes, ready_event: threading.Event
     ) -> None:
+        self.clock.workers = tuple(w.proc.pid for w in getattr(self.model_executor, "workers", ()))
         self.port = MigrationPort(self)
         self.view = SchedulerView(self.scheduler, self.port.source.frozen_in_no_queue)
         self.resumer = Resumer(self, self.port.target)

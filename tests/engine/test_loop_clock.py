@@ -15,11 +15,14 @@ from llumnix.core.events import Beat
 from llumnix.engine.loop_clock import LoopClock, LoopWatch
 
 
-def beats_of(work: Callable[[threading.Event], None], enough: Callable[[Beat], bool]) -> Beat:
+def beats_of(
+    work: Callable[[threading.Event], None], enough: Callable[[Beat], bool], workers: tuple[int, ...] = ()
+) -> Beat:
     """The first beat of a loop stuck in `work` that is `enough`; fails after 30 s without one."""
     clock, ended = LoopClock(), threading.Event()
     clock.thread = thread = threading.Thread(target=work, args=(ended,), daemon=True)
     thread.start()
+    clock.workers = workers
     watch = LoopWatch(1, clock)
     try:
         deadline = time.monotonic() + 30
@@ -46,6 +49,19 @@ def sleep(ended: threading.Event) -> None:
 def test_a_sleeping_loop_uses_no_cpu_and_does_not_wait_for_one() -> None:
     beat = beats_of(sleep, lambda beat: beat.loop_age_s > 1.2)
     assert beat.cpu_share < 0.05 and beat.starved_s < 0.2 and beat.step_age_s is None
+
+
+@pytest.mark.parametrize(("code", "is_busy"), [("while True: pass", True), ("input()", False)])
+def test_a_loop_that_waits_for_a_worker_is_as_busy_as_that(code: str, is_busy: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as worker:
+        beats_of(
+            sleep,
+            lambda beat: beat.loop_age_s > 1.5 and (beat.cpu_share > 0.3) is is_busy,
+            workers=(worker.pid,),
+        )
+        worker.kill()
+        worker.wait()
+        beats_of(sleep, lambda beat: beat.loop_age_s > 1.2 and beat.cpu_share < 0.05, workers=(worker.pid,))
 
 
 @pytest.fixture
