@@ -45,6 +45,12 @@ class LlumnixPlusPolicy(Section):
         ge=0,
         description="Smaller requests may pass one that fits nowhere for this long.",
     )
+    prefix_reach: float = Field(
+        default=2.0,
+        ge=1,
+        description="An instance that was sent the same beginning of a prompt before is preferred to one that"
+        " is freer by up to this factor; 1: freeness alone decides.",
+    )
     make_room: bool = Field(
         default=True,
         description="Move running requests together so that a request fits that fits nowhere.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -31,11 +31,18 @@ class Choice:
     report: InstanceReport | None
     num_unseen: int
     """Requests sent there by this server that the report does not cover."""
+    num_cached_tokens: int = 0
+    """Of the prompt's beginning, that were sent there before."""
 
     @property
     def reason(self) -> str:
         """One sentence with the numbers; built only when somebody looks at it."""
         head = f"{self.rule} {self.score:.2f} is the best of {self.num_candidates} instances"
+        if self.num_cached_tokens:
+            head = (
+                f"{self.rule} {self.score:.2f} is near the best of {self.num_candidates} instances, "
+                f"and {self.num_cached_tokens} tokens of the prompt were there before"
+            )
         if self.report is None:
             return f"{head}: {self.instance} has not reported yet, {self.num_unseen} sent there"
         r = self.report
@@ -88,8 +95,9 @@ class Dispatcher:
         api_servers: int,
         server_index: int,
         admission: Admission | None = None,
+        prefix_reach: float = 1.0,
     ) -> None:
-        """Without `admission` no request is held while an instance is open."""
+        """Without `admission` no request is held while an instance is open; `prefix_reach`: see settings."""
         if rule not in RULES:
             raise ValueError(f"unknown dispatch rule {rule!r}; known are {', '.join(RULES)}")
         if not 0 <= server_index < api_servers:
@@ -98,6 +106,7 @@ class Dispatcher:
         self._score = RULES[rule]
         self._headroom = dict(headroom)
         self._admission = admission
+        self._prefix_reach = prefix_reach
         self._api_servers = api_servers
         self._server_index = server_index
         self._outlooks: dict[int, Outlook] = {}
@@ -169,12 +178,22 @@ class Dispatcher:
             self._refresh(outlook)
 
     def choose(
-        self, prompt_tokens: int, engine_priority: int, *, exclude: Collection[int] = ()
+        self,
+        prompt_tokens: int,
+        engine_priority: int,
+        *,
+        prefix: Sequence[int] = (),
+        exclude: Collection[int] = (),
     ) -> Choice | Hold:
-        """Choose among the open instances that are not in `exclude`; call `sent` once the request is sent."""
+        """Choose among the open instances that are not in `exclude`; call `sent` once the request is sent.
+
+        `prefix` has the keys of the prompt's beginning (core.prefixes).
+        """
         best = self._best(self._awake, prompt_tokens, exclude)
         if best is None and all(outlook.entry.uid in exclude for outlook in self._awake):
             best = self._best(self._paused, prompt_tokens, exclude)
+        elif best is not None and prefix and self._prefix_reach > 1:
+            best = self._with_prefix(best, prompt_tokens, prefix, exclude)
         if best is None:
             num_open = len(self._awake) + len(self._paused)
             is_any_open = any(o.entry.uid not in exclude for o in chain(self._awake, self._paused))
@@ -193,6 +212,7 @@ class Dispatcher:
             num_candidates=len(self._awake) or len(self._paused),
             report=best.report if best.reported else None,
             num_unseen=len(best.unseen),
+            num_cached_tokens=best.prefixes.num_tokens(prefix),
         )
 
     def _best(
@@ -210,14 +230,30 @@ class Dispatcher:
                 best = outlook
         return best
 
+    def _with_prefix(
+        self, best: Outlook, prompt_tokens: int, prefix: Sequence[int], exclude: Collection[int]
+    ) -> Outlook:
+        """Where most of the prompt's beginning is, among those that are nearly as good as the best."""
+        least = best.score / self._prefix_reach
+        most = best.prefixes.num_tokens(prefix)
+        for outlook in self._awake:
+            if outlook.score < least or outlook.entry.uid in exclude:
+                continue
+            num_cached = outlook.prefixes.num_tokens(prefix)
+            better = num_cached > most or (num_cached == most and outlook.score > best.score)
+            if num_cached and better and self._has_room(outlook, prompt_tokens):
+                best, most = outlook, num_cached
+        return best
+
     def _has_room(self, outlook: Outlook, prompt_tokens: int) -> bool:
         return self._admission is None or self._admission.admits(outlook, prompt_tokens, self._api_servers)
 
-    def sent(self, uid: int, prompt_tokens: int, engine_priority: int) -> None:
+    def sent(self, uid: int, prompt_tokens: int, engine_priority: int, prefix: Sequence[int] = ()) -> None:
         """Count a request that was sent to an instance, until a report of the instance covers it."""
         outlook = self._outlooks.get(uid)
         if outlook is not None:
             outlook.send(prompt_tokens, engine_priority)
+            outlook.note_prefix(prefix)
             self._refresh(outlook)
 
     def queued(self) -> int:

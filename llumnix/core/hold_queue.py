@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llumnix.core.events import HeldRequests
 
@@ -22,6 +22,8 @@ class HeldRequest:
     key: str
     num_tokens: int
     """Of its prompt, and of its output so far where it ran before."""
+    prefix: tuple[int, ...] = ()
+    """Keys of the beginning of its prompt (core.prefixes)."""
 
 
 class HoldQueue:
@@ -49,10 +51,12 @@ class HoldQueue:
     def __iter__(self) -> Iterator[HeldRequest]:
         return iter(list(self._queue))
 
-    def push(self, key: str, engine_priority: int, num_tokens: int, arrived_at: float) -> None:
+    def push(
+        self, key: str, engine_priority: int, num_tokens: int, arrived_at: float, prefix: tuple[int, ...] = ()
+    ) -> None:
         """Queue a request; `key` is in the queue at most once."""
         assert key not in self._held, key
-        self._insert(HeldRequest(engine_priority, arrived_at, self._num_pushed, key, num_tokens))
+        self._insert(HeldRequest(engine_priority, arrived_at, self._num_pushed, key, num_tokens, prefix))
         self._num_pushed += 1
 
     def _insert(self, request: HeldRequest) -> None:
@@ -73,7 +77,7 @@ class HoldQueue:
         known = self.discard(key)
         if known is None:
             return False
-        self._insert(HeldRequest(engine_priority, known.arrived_at, known.number, key, known.num_tokens))
+        self._insert(replace(known, engine_priority=engine_priority))
         return True
 
     def place(self, send: Callable[[HeldRequest], bool], now: float) -> None:

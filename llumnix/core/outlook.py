@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llumnix.core.events import DispatchEntry
 from llumnix.core.load import Headroom, InstanceReport, demand_blocks, headroom_in_blocks, virtual_blocks
+from llumnix.core.prefixes import SeenPrefixes
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class Outlook:
     unseen_classes: dict[int, int] = field(default_factory=dict)
     num_dispatched: int = 0
     """Requests ever sent, for `round_robin`; starts level with the others."""
+    prefixes: SeenPrefixes = field(default_factory=SeenPrefixes)
     score: float = 0.0
     queued: int = 0
     headroom_blocks: Mapping[int, int] = field(init=False)
@@ -75,6 +77,10 @@ class Outlook:
         self.unseen.append((prompt_tokens, engine_priority))
         self.unseen_blocks += demand_blocks(prompt_tokens, self.report.block_size)
         self.unseen_classes[engine_priority] = self.unseen_classes.get(engine_priority, 0) + 1
+
+    def note_prefix(self, keys: Sequence[int]) -> None:
+        """The prompt that was just sent there begins so."""
+        self.prefixes.add(keys, self.report.total_blocks * self.report.block_size)
 
     def reset_sent(self) -> None:
         """Start counting anew: the connection was made again, and the instance dropped what came before."""

@@ -23,10 +23,12 @@ class Policy:
     """None: requests stay where they were placed."""
     holds: bool = False
     """API servers keep a request until an instance has room for it (late binding)."""
+    follows_prefixes: bool = False
+    """An instance that was sent the same beginning of a prompt before is preferred."""
 
 
 POLICIES: dict[str, Policy] = {
-    "llumnix+": Policy("backlog", pair_by_need, holds=True),
+    "llumnix+": Policy("backlog", pair_by_need, holds=True, follows_prefixes=True),
     "llumnix": Policy("freeness", pair_by_threshold),
     "load": Policy("load"),
     "least_requests": Policy("least_requests"),
@@ -44,4 +46,5 @@ def make_dispatcher(settings: SchedulerSettings, *, api_servers: int, server_ind
         api_servers=api_servers,
         server_index=server_index,
         admission=Admission(plus.reserve_blocks) if policy.holds else None,
+        prefix_reach=plus.prefix_reach if policy.follows_prefixes else 1.0,
     )

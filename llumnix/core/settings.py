@@ -29,6 +29,9 @@ class LlumnixPlusSettings:
     """A new request is held until an instance has room for it and this much per request to grow."""
     overtake_s: float = 30.0
     """Requests that find room may pass one that does not for this long."""
+    prefix_reach: float = 2.0
+    """An instance that was sent the same beginning of a prompt before is preferred to one that is freer by
+    up to this factor; 1: freeness alone decides."""
     make_room: bool = True
     """Move running requests together so that a request fits that fits nowhere."""
 

@@ -281,11 +281,13 @@ class ClusterClient(AsyncMPClient):
         """Stop requests wherever they run; unknown ones are none of ours any more."""
         self._book.abort(request_ids, time.monotonic())
 
-    def _place(self, request: EngineCoreRequest, output_tokens: tuple[int, ...]) -> Placed | NotPlaced:
+    def _place(
+        self, request: EngineCoreRequest, output_tokens: tuple[int, ...], prefix: tuple[int, ...]
+    ) -> Placed | NotPlaced:
         num_tokens = len(request.prompt_token_ids or ()) + len(output_tokens)
         unreachable: set[int] = set()
         while True:
-            choice = self.dispatcher.choose(num_tokens, request.priority, exclude=unreachable)
+            choice = self.dispatcher.choose(num_tokens, request.priority, prefix=prefix, exclude=unreachable)
             if isinstance(choice, Hold):
                 return NotPlaced(f"no instance can take requests now: {choice.reason}", choice.is_any_open)
             encoded = self.encoder.encode(request)
@@ -293,7 +295,7 @@ class ClusterClient(AsyncMPClient):
             if output_tokens:
                 frames = (RESUME, msgspec.msgpack.encode(output_tokens), *encoded)
             if self._send(choice.uid, frames):
-                self.dispatcher.sent(choice.uid, num_tokens, request.priority)
+                self.dispatcher.sent(choice.uid, num_tokens, request.priority, prefix)
                 return Placed(choice.uid)
             unreachable.add(choice.uid)
 

@@ -30,6 +30,7 @@ from llumnix.core.handover.owner_events import (
 )
 from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.hold_queue import HeldRequest, HoldQueue
+from llumnix.core.prefixes import prefix_keys
 
 
 @dataclass(slots=True)
@@ -66,8 +67,8 @@ class NotPlaced:
     """An instance is there and will have room some time."""
 
 
-Place = Callable[[EngineCoreRequest, tuple[int, ...]], Placed | NotPlaced]
-"""Dispatches a request under its engine-side id, with the output tokens it has already."""
+Place = Callable[[EngineCoreRequest, tuple[int, ...], tuple[int, ...]], Placed | NotPlaced]
+"""Dispatches a request under its engine-side id, with its output tokens so far and its prefix keys."""
 
 
 class RequestBook:
@@ -249,7 +250,8 @@ class RequestBook:
         request = entry.request
         entry.waiting = attempt
         num_tokens = len(request.prompt_token_ids or ()) + len(attempt.output_tokens)
-        self._held.push(request.request_id, request.priority, num_tokens, request.arrival_time)
+        prefix = _prefix_of(request)
+        self._held.push(request.request_id, request.priority, num_tokens, request.arrival_time, prefix)
         self.place_held(now)
         if entry.waiting is attempt:
             self._tell_held(entry, now)
@@ -260,7 +262,7 @@ class RequestBook:
         assert attempt is not None
         of_engine = engine_id(held.key, attempt.epoch)
         sent = msgspec.structs.replace(entry.request, request_id=of_engine)
-        placed = self._place(sent, attempt.output_tokens)
+        placed = self._place(sent, attempt.output_tokens, held.prefix)
         if isinstance(placed, NotPlaced):
             self._tell_all_held(placed, now)
             self._tell_held(entry, now)
@@ -314,6 +316,14 @@ class RequestBook:
                 by_instance.setdefault(action.uid, []).append(action.engine_id)
         for uid, of_engine in by_instance.items():
             self._abort(uid, of_engine)
+
+
+def _prefix_of(request: EngineCoreRequest) -> tuple[int, ...]:
+    """Keys of what an instance's prefix cache can tell apart by tokens; images stand behind equal ones."""
+    if not request.prompt_token_ids or request.mm_features:
+        return ()
+    adapter = request.lora_request.lora_name if request.lora_request else None
+    return prefix_keys(request.prompt_token_ids, (adapter, request.cache_salt))
 
 
 def _for_client(entry: Entry, deliver: Deliver) -> EngineCoreOutput:

@@ -8,6 +8,7 @@ from llumnix.core.dispatch import Dispatcher, Hold
 from llumnix.core.events import HeldRequests, PublishTable
 from llumnix.core.hold_queue import HeldRequest, HoldQueue
 from llumnix.core.load import InstanceReport
+from llumnix.core.prefixes import prefix_keys
 from llumnix.sim.records import SimRequest
 
 LOOK_INTERVAL_S = 0.005
@@ -51,7 +52,8 @@ class SimApiServer:
     def arrive(self, request: SimRequest, now: float) -> None:
         key = str(request.id)
         self._held[key] = request
-        self._queue.push(key, request.priority, request.prompt_tokens, now)
+        prefix = prefix_keys(request.prompt_token_ids()) if request.prefix_group is not None else ()
+        self._queue.push(key, request.priority, request.prompt_tokens, now, prefix)
         self.look(now)
 
     def look(self, now: float) -> None:
@@ -64,11 +66,11 @@ class SimApiServer:
         self._summarize(now)
 
     def _place(self, held: HeldRequest) -> bool:
-        choice = self._dispatcher.choose(held.num_tokens, held.engine_priority)
+        choice = self._dispatcher.choose(held.num_tokens, held.engine_priority, prefix=held.prefix)
         if isinstance(choice, Hold):
             return False
         self._send(self._held.pop(held.key), self._index, choice.uid)
-        self._dispatcher.sent(choice.uid, held.num_tokens, held.engine_priority)
+        self._dispatcher.sent(choice.uid, held.num_tokens, held.engine_priority, held.prefix)
         return True
 
     def _summarize(self, now: float) -> None:

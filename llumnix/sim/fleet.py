@@ -17,10 +17,6 @@ from llumnix.sim.ledger import Ledger
 from llumnix.sim.records import SimRequest, SimSetup
 from llumnix.wire import MigrationNews, MoveAway, NoticeFrom, PeerAddress
 
-_PREFIX_TOKEN = 1 << 30
-"""Above the number of every request: the tokens of shared prefixes."""
-
-
 _ADDRESS = PeerAddress("virtual", Link.address)
 """Of every instance: letters go by uid."""
 
@@ -78,7 +74,7 @@ class Fleet:
         """Send a request to an instance."""
         sent = request_of(
             self._ledger.engine_id(request),
-            _prompt(request),
+            request.prompt_token_ids(),
             request.output_tokens,
             request.arrival_s,
             priority=request.priority,
@@ -122,12 +118,3 @@ class Fleet:
         peer = self._instances.get(uid)
         if peer is not None:
             peer.post(lambda: peer.llumlet.hear(letter))
-
-
-def _prompt(request: SimRequest) -> list[int]:
-    """Tokens that only requests of one prefix group have in common, and at most up to the last but one."""
-    num_shared = 0
-    if request.prefix_group is not None:
-        num_shared = min(request.prefix_tokens, request.prompt_tokens - 1)
-    shared = [_PREFIX_TOKEN + (request.prefix_group or 0)] * num_shared
-    return shared + [request.id] * (request.prompt_tokens - num_shared)

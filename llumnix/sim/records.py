@@ -9,6 +9,9 @@ from typing import Any
 from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.load import Headroom
 
+_PREFIX_TOKEN = 1 << 30
+"""Above the number of every request: the tokens of shared prefixes."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimRequest:
@@ -23,6 +26,14 @@ class SimRequest:
     prefix_group: int | None = None
     """Requests of one group begin with the same `prefix_tokens` tokens."""
     prefix_tokens: int = 0
+
+    def prompt_token_ids(self) -> list[int]:
+        """Only requests of one prefix group have any in common, and at most up to the last but one."""
+        num_shared = 0
+        if self.prefix_group is not None:
+            num_shared = min(self.prefix_tokens, self.prompt_tokens - 1)
+        shared = [_PREFIX_TOKEN + (self.prefix_group or 0)] * num_shared
+        return shared + [self.id] * (self.prompt_tokens - num_shared)
 
 
 @dataclass(frozen=True, slots=True)

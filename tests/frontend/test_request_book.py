@@ -11,6 +11,7 @@ from llumnix.core.handover.epochs import Epoch
 from llumnix.core.handover.messages import Adopted, Moved
 from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.hold_queue import HoldQueue
+from llumnix.core.prefixes import CHUNK_TOKENS
 from llumnix.frontend.request_book import NotPlaced, Placed, RequestBook
 
 SETTINGS = HandoverSettings(handover_timeout_s=2.0, resume_timeout_s=5.0, max_attempts=3)
@@ -26,6 +27,7 @@ class World:
     sent: list[tuple[int, str, tuple[int, ...]]] = field(default_factory=list)
     priorities: list[int] = field(default_factory=list)
     """Of what was sent."""
+    prefixes: list[tuple[int, ...]] = field(default_factory=list)
     aborted: list[tuple[int, list[str]]] = field(default_factory=list)
     delivered: list[EngineCoreOutput] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -40,13 +42,16 @@ class World:
             fail=lambda request_id, reason: self.failed.append((request_id, reason)),
         )
 
-    def place(self, request: EngineCoreRequest, tokens: tuple[int, ...]) -> Placed | NotPlaced:
+    def place(
+        self, request: EngineCoreRequest, tokens: tuple[int, ...], prefix: tuple[int, ...]
+    ) -> Placed | NotPlaced:
         if not self.instances:
             return NotPlaced("nobody is there", is_any_open=False)
         if self.room == 0:
             return NotPlaced("all are full", is_any_open=True)
         self.room -= 1
         self.priorities.append(request.priority)
+        self.prefixes.append(prefix)
         self.sent.append((self.instances[0], request.request_id, tokens))
         return Placed(self.instances[0])
 
@@ -254,3 +259,25 @@ def test_a_request_that_lost_its_instance_goes_before_younger_ones_of_its_class(
     world.room = 1
     world.book.place_held(3.0)
     assert world.sent[-1] == (2, "r@1.0", (5,))
+
+
+def test_placing_knows_the_prompts_beginning_apart_by_salt_and_again_after_a_death() -> None:
+    prompt = [7] * (2 * CHUNK_TOKENS + 1)
+    world = World()
+    for request_id, salt in (("a", None), ("b", "other")):
+        request = request_named(request_id)
+        request.prompt_token_ids, request.cache_salt = prompt, salt
+        world.book.add(request, 0.0)
+    plain, salted = world.prefixes
+    assert len(plain) == len(salted) == 2 and not set(plain) & set(salted)
+    world.instances = [2]
+    world.book.instance_lost(1, "it died", 0.0, fenced=True)
+    assert world.prefixes[2:] == [plain, salted]
+
+
+def test_prompts_with_images_have_no_beginning_in_common() -> None:
+    world = World()
+    request = request_named("a")
+    request.prompt_token_ids, request.mm_features = [7] * 500, [object()]
+    world.book.add(request, 0.0)
+    assert world.prefixes == [()]
