@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from textual import events
 from textual.app import App, ComposeResult
 from textual.geometry import Region
 
@@ -10,7 +11,7 @@ from llumnix_tui.render.columns import Column
 from llumnix_tui.render.text import line
 from llumnix_tui.table import VirtualTable
 from tests.tui.canned import Canned, CannedSource
-from tests.tui.conftest import running
+from tests.tui.conftest import running, settled
 from tests.tui.shown import shown
 
 Row = tuple[str, int]
@@ -115,3 +116,11 @@ async def test_filter_sort_and_escape_on_the_requests_screen() -> None:
         assert "BLOC…▼" in shown(pilot.app)
         await pilot.press("escape")
         assert "requests 60" in shown(pilot.app)
+
+
+async def test_keys_typed_faster_than_screens_change_go_where_they_are_meant() -> None:
+    async with running(CannedSource(Canned(num_requests=60).snapshot())) as pilot:
+        for letter in "2/cmpl-12":  # all at once: the pilot would wait for each
+            pilot.app.post_message(events.Key({"/": "slash", "-": "minus"}.get(letter, letter), letter))
+        await settled(pilot)
+        assert "requests 1 of 60  filter cmpl-12" in shown(pilot.app)

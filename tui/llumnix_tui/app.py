@@ -10,6 +10,7 @@ from typing import ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.widgets import Input
 
 from llumnix_tui.client import AdminError
 from llumnix_tui.commands import Command
@@ -45,10 +46,10 @@ class LlumnixApp(App[None]):
     }
     DEFAULT_MODE = "cluster"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "go('cluster')", "cluster", group=SCREENS_GROUP),
-        Binding("2", "go('requests')", "requests", group=SCREENS_GROUP),
-        Binding("3", "go('migrations')", "migrations", group=SCREENS_GROUP),
-        Binding("4", "go('events')", "events", group=SCREENS_GROUP),
+        Binding("1", "go('cluster')", "cluster", group=SCREENS_GROUP, priority=True),
+        Binding("2", "go('requests')", "requests", group=SCREENS_GROUP, priority=True),
+        Binding("3", "go('migrations')", "migrations", group=SCREENS_GROUP, priority=True),
+        Binding("4", "go('events')", "events", group=SCREENS_GROUP, priority=True),
         Binding("p", "pause", "pause"),
         Binding("q", "quit", "quit"),
     ]
@@ -130,12 +131,18 @@ class LlumnixApp(App[None]):
 
     # ---- keys -------------------------------------------------------------------------------------------
 
-    def action_go(self, mode: str) -> None:
-        """Show one of the four screens; from an instance, 1 leads back to the cluster."""
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave digits to inputs and dialogs."""
+        if action == "go":
+            return isinstance(self.screen, DataScreen) and not isinstance(self.focused, Input)
+        return super().check_action(action, parameters)
+
+    async def action_go(self, mode: str) -> None:
+        """Show one of the four screens before the next key; from an instance, 1 leads back to the cluster."""
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
                 self.pop_screen()
-        self.switch_mode(mode)
+        await self.switch_mode(mode)
 
     def action_pause(self) -> None:
         """Hold the display still, or go on."""

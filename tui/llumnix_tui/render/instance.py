@@ -14,7 +14,7 @@ AXIS = ("100%", " 50%", "  0%")
 
 def panel(instance: Instance) -> list[Line]:
     """Return an instance's figures."""
-    blocks = f"{values.count(instance.kv_blocks_used)} of {values.count(instance.kv_blocks_total)}"
+    blocks = f"{values.count(instance.kv_blocks_used)}/{values.count(instance.kv_blocks_total)}"
     return [
         joined(
             (
@@ -29,11 +29,11 @@ def panel(instance: Instance) -> list[Line]:
         ),
         joined(
             (
-                (("KV ", MUTED), *kv_cell(instance, bar_width=10)),
+                (("KV ", MUTED), *kv_cell(instance)),
+                labelled("freeness", freeness_cell(instance)),
                 labelled("blocks", blocks),
                 labelled("virtual", values.count(instance.kv_blocks_virtual)),
                 labelled("headroom", values.count(instance.kv_blocks_headroom)),
-                labelled("freeness", freeness_cell(instance)),
             )
         ),
         joined(

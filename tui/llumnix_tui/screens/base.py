@@ -31,7 +31,7 @@ class DataScreen(Screen[None], inherit_bindings=False):
     INTEREST: ClassVar[Interest] = Interest()
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "app.help", "help", key_display="?"),
-        Binding("slash", "filter", "filter", key_display="/"),
+        Binding("slash", "filter", "filter", key_display="/", priority=True),
         Binding("escape", "back", "back", show=False),
     ]
 
@@ -146,11 +146,17 @@ class DataScreen(Screen[None], inherit_bindings=False):
 
     # ---- filter -----------------------------------------------------------------------------------------
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave a slash in the filter to the filter."""
+        if action == "filter":
+            return not isinstance(self.focused, Input)
+        return super().check_action(action, parameters)
+
     def action_filter(self) -> None:
-        """Open the filter."""
+        """Open the filter, before the next key."""
         box = self.query_one("#filter", Input)
         box.display = True
-        box.focus()
+        self.set_focus(box)
 
     @on(Input.Changed, "#filter")
     def _on_filter_changed(self, event: Input.Changed) -> None:
