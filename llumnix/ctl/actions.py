@@ -35,16 +35,16 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(rollout, name="rollout")
 
 
-def cordon(context: typer.Context, target: TargetArgument) -> None:
+def cordon(context: typer.Context, target: TargetArgument, as_json: Json = False) -> None:
     """Send an instance, or all of a node, no new requests."""
-    _, name = session_of(context).post(target, "cordon")
-    tell(f"{name} is cordoned")
+    _, name, answer = session_of(context).post(target, "cordon")
+    _done(f"{name} is cordoned", answer, as_json=as_json)
 
 
-def uncordon(context: typer.Context, target: TargetArgument) -> None:
+def uncordon(context: typer.Context, target: TargetArgument, as_json: Json = False) -> None:
     """Undo a cordon or a drain."""
-    _, name = session_of(context).post(target, "uncordon")
-    tell(f"{name} takes requests again")
+    _, name, answer = session_of(context).post(target, "uncordon")
+    _done(f"{name} takes requests again", answer, as_json=as_json)
 
 
 def drain(
@@ -53,31 +53,36 @@ def drain(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is safe to remove.")] = False,
     timeout: Timeout = None,
     on_timeout: OnTimeoutOption = OnTimeout.LEAVE,
+    as_json: Json = False,
 ) -> None:
     """Move everything away from an instance or a node, live; with --wait, exit code 5 if that fails."""
     session = session_of(context)
-    kind, name = session.post(target, "drain", _drain_body(timeout, on_timeout))
-    if not wait:
-        tell(f"{name} is being drained")
-        return
-    wait_drained(session.api, kind, name, Watch(None, tell))
-    tell(f"{name} is drained: safe to remove")
+    kind, name, answer = session.post(target, "drain", _drain_body(timeout, on_timeout))
+    if wait:
+        wait_drained(session.api, kind, name, Watch(None, tell))
+        answer = session.api.command("GET", path_of(kind, name))
+    _done(f"{name} is {'drained: safe to remove' if wait else 'being drained'}", answer, as_json=as_json)
 
 
-def remove(context: typer.Context, instance: Annotated[str, typer.Argument(help="Its id.")]) -> None:
+def remove(
+    context: typer.Context,
+    instance: Annotated[str, typer.Argument(help="Its id.")],
+    as_json: Json = False,
+) -> None:
     """Drain an instance, then remove it."""
-    session_of(context).api.command("DELETE", path_of("instances", instance))
-    tell(f"{instance} is being drained, then removed")
+    answer = session_of(context).api.command("DELETE", path_of("instances", instance))
+    _done(f"{instance} is being drained, then removed", answer, as_json=as_json)
 
 
 def terminate(
     context: typer.Context,
     target: TargetArgument,
     deadline: Annotated[float, typer.Option(min=0, help="Seconds until its machine is taken away.")],
+    as_json: Json = False,
 ) -> None:
     """Pass on a termination notice (spot machines): all is moved away in time."""
-    _, name = session_of(context).post(target, "terminate", {"deadline_s": deadline})
-    tell(f"{name} is emptied and removed within {deadline:g} s")
+    _, name, answer = session_of(context).post(target, "terminate", {"deadline_s": deadline})
+    _done(f"{name} is emptied and removed within {deadline:g} s", answer, as_json=as_json)
 
 
 def priority(
@@ -88,8 +93,8 @@ def priority(
 ) -> None:
     """Give a request another priority class, at once."""
     body = {"priority": priority_class}
-    _answer(session_of(context).api.command("PATCH", path_of("requests", request), body), as_json)
-    tell(f"{request} has priority {priority_class}")
+    answer = session_of(context).api.command("PATCH", path_of("requests", request), body)
+    _done(f"{request} has priority {priority_class}", answer, as_json=as_json)
 
 
 def migrate(
@@ -101,22 +106,23 @@ def migrate(
     """Begin to move a request live."""
     path = path_of("requests", request, "migrate")
     answer = session_of(context).api.command("POST", path, {"to": to})
-    _answer(answer, as_json)
-    tell(f"migration {answer['id']} is under way")
+    _done(f"migration {answer['id']} is under way", answer, as_json=as_json)
 
 
-def abort(context: typer.Context, request: RequestArgument) -> None:
+def abort(context: typer.Context, request: RequestArgument, as_json: Json = False) -> None:
     """Abort a request; its client gets an error."""
-    session_of(context).api.command("DELETE", path_of("requests", request))
-    tell(f"{request} is aborted")
+    answer = session_of(context).api.command("DELETE", path_of("requests", request))
+    _done(f"{request} is aborted", answer, as_json=as_json)
 
 
 def scale(
-    context: typer.Context, count: Annotated[int, typer.Argument(min=1, help="Instances there are to be.")]
+    context: typer.Context,
+    count: Annotated[int, typer.Argument(min=1, help="Instances there are to be.")],
+    as_json: Json = False,
 ) -> None:
     """Have this many instances: start some, or drain and remove those with the fewest requests."""
-    session_of(context).api.command("POST", "/v1/cluster/scale", {"count": count})
-    tell(f"on the way to {count} instances")
+    answer = session_of(context).api.command("POST", "/v1/cluster/scale", {"count": count})
+    _done(f"on the way to {count} instances", answer, as_json=as_json)
 
 
 def _rollout() -> None:
@@ -141,6 +147,7 @@ def _drain_body(timeout_s: float | None, on_timeout: OnTimeout) -> dict[str, Any
     return {"timeout_s": timeout_s, "on_timeout": on_timeout.value}
 
 
-def _answer(answer: dict[str, Any], as_json: bool) -> None:
+def _done(message: str, answer: dict[str, Any], *, as_json: bool) -> None:
+    tell(message)
     if as_json:
         print_json(answer)

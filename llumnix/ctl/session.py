@@ -67,11 +67,12 @@ class Session:
             return "nodes", target
         return "instances", target
 
-    def post(self, target: str, verb: str, body: dict[str, Any] | None = None) -> tuple[str, str]:
-        """Send a command to an instance or a node; returns what kind of which id it was."""
+    def post(
+        self, target: str, verb: str, body: dict[str, Any] | None = None
+    ) -> tuple[str, str, dict[str, Any]]:
+        """Send a command to an instance or a node; returns its kind, its id, and the answer: itself."""
         kind, target_id = self.path_of_target(target)
-        self.api.command("POST", path_of(kind, target_id, verb), body)
-        return kind, target_id
+        return kind, target_id, self.api.command("POST", path_of(kind, target_id, verb), body)
 
 
 def session_of(context: typer.Context) -> Session:

@@ -1,6 +1,7 @@
 """Commands that change something, their waiting, and how they end."""
 
 import asyncio
+import json
 import tarfile
 import tomllib
 from pathlib import Path
@@ -39,9 +40,10 @@ async def test_a_command_reaches_the_cluster_once(
     ctl: Ctl, cluster: FakeCluster, words: list[str], call: tuple[object, ...]
 ) -> None:
     cluster.add(make_request("r/0"))
-    done = await ctl(*words)
+    done = await ctl(*words, "--json")
     assert done.exit_code == 0, done.output
     assert cluster.calls == [call]
+    assert json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
