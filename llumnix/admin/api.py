@@ -14,6 +14,7 @@ from llumnix.admin.gate import Gate
 from llumnix.admin.journal import Journal
 from llumnix.admin.logs import LogDir
 from llumnix.admin.metrics import build_registry
+from llumnix.admin.paging import Listing
 from llumnix.admin.rates import RateLimit
 from llumnix.admin.read_routes import lists, probes, single
 from llumnix.admin.routes import Surroundings
@@ -39,7 +40,8 @@ def build_app(
         redirect_slashes=False,
     )
     registry = build_registry(control, journal)
-    app.state.surroundings = Surroundings(control, journal, feed, registry, LogDir(log_dir))
+    requests = Listing(control.requests, lambda request: [request.arrived_at, request.id])
+    app.state.surroundings = Surroundings(control, journal, feed, registry, LogDir(log_dir), requests)
     for router in (probes, single, lists, support, commands):
         app.include_router(router)
     install_handlers(app)

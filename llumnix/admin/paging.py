@@ -3,13 +3,16 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Generic, TypeVar
 
 from llumnix.errors import ConfigError
 
 Item = TypeVar("Item")
 Key = list[int | float | str]
+KEPT_S: Final = 2.0
 
 
 def natural(text: str) -> Key:
@@ -34,19 +37,42 @@ def decode_cursor(cursor: str) -> Key:
 
 
 def take_page(
-    items: Iterable[Item], key: Callable[[Item], Key], limit: int, cursor: str | None
+    ordered: Sequence[Item], key: Callable[[Item], Key], limit: int, cursor: str | None
 ) -> tuple[tuple[Item, ...], str | None]:
-    """Return the `limit` items that follow the cursor in the order of `key`, and the next cursor."""
-    ordered = sorted(((key(item), item) for item in items), key=lambda pair: pair[0])
+    """Return the `limit` items that follow the cursor in a list ordered by `key`, and the next cursor."""
+    begin = 0
     if cursor is not None:
         after = decode_cursor(cursor)
         try:
-            ordered = [pair for pair in ordered if pair[0] > after]
+            begin = bisect_right(ordered, after, key=key)
         except TypeError as error:  # a cursor of another list
             raise _bad_cursor(cursor) from error
-    page = ordered[:limit]
-    following = encode_cursor(page[-1][0]) if len(ordered) > limit else None
-    return tuple(item for _, item in page), following
+    page = tuple(ordered[begin : begin + limit])
+    return page, encode_cursor(key(page[-1])) if begin + limit < len(ordered) else None
+
+
+class Listing(Generic[Item]):
+    """A long list in order. Its parts are asked for one right after the other, and are of one moment:
+
+    a list of 10,000 is made and sorted once, not once for each of its parts.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Iterable[Item]],
+        key: Callable[[Item], Key],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make, self.key, self._clock = make, key, clock
+        self._ordered: list[Item] = []
+        self._made_at = float("-inf")
+
+    def ordered(self, cursor: str | None) -> list[Item]:
+        """Return the list as it is now, or for a further part as it was when the first one was asked for."""
+        now = self._clock()
+        if cursor is None or now - self._made_at > KEPT_S:
+            self._ordered, self._made_at = sorted(self._make(), key=self.key), now
+        return self._ordered
 
 
 def _bad_cursor(cursor: str) -> ConfigError:

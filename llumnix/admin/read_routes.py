@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from llumnix.admin.answers import documented, error_answer
-from llumnix.admin.paging import decode_cursor, encode_cursor, natural, take_page
+from llumnix.admin.paging import Key, decode_cursor, encode_cursor, natural, take_page
 from llumnix.admin.queries import MAX_SEQ, EventQuery, PageQuery, RequestQuery, StreamQuery
 from llumnix.admin.routes import (
     NO_QUERY,
@@ -90,7 +90,7 @@ async def get_config(around: Around) -> dict[str, Any]:
 async def list_instances(around: Around, query: Annotated[PageQuery, Query()]) -> InstancePage:
     """Return the instances by id."""
     items, following = take_page(
-        around.control.instances(), lambda item: natural(item.id), query.limit, query.cursor
+        sorted(around.control.instances(), key=_by_id), _by_id, query.limit, query.cursor
     )
     return InstancePage(items=items, next=following)
 
@@ -105,7 +105,7 @@ async def get_instance(around: Around, instance_id: TargetId) -> Instance:
 async def list_nodes(around: Around, query: Annotated[PageQuery, Query()]) -> NodePage:
     """Return the nodes by id."""
     items, following = take_page(
-        around.control.nodes(), lambda item: natural(item.id), query.limit, query.cursor
+        sorted(around.control.nodes(), key=_by_id), _by_id, query.limit, query.cursor
     )
     return NodePage(items=items, next=following)
 
@@ -121,12 +121,12 @@ async def list_requests(around: Around, query: Annotated[RequestQuery, Query()])
     """Return the unfinished requests, the oldest first."""
     chosen = [
         request
-        for request in around.control.requests()
+        for request in around.requests.ordered(query.cursor)
         if query.instance in (None, request.instance)
         and query.priority in (None, request.priority)
         and query.response_id in (None, request.response_id)
     ]
-    items, following = take_page(chosen, lambda item: [item.arrived_at, item.id], query.limit, query.cursor)
+    items, following = take_page(chosen, around.requests.key, query.limit, query.cursor)
     return RequestPage(items=items, next=following)
 
 
@@ -140,7 +140,7 @@ async def get_request(around: Around, request_id: TargetId) -> Request:
 async def list_migrations(around: Around, query: Annotated[PageQuery, Query()]) -> MigrationPage:
     """Return the migrations under way and the latest that ended, the newest first."""
     items, following = take_page(
-        around.control.migrations(), lambda item: [-item.started_at, item.id], query.limit, query.cursor
+        sorted(around.control.migrations(), key=_newest_first), _newest_first, query.limit, query.cursor
     )
     return MigrationPage(items=items, next=following)
 
@@ -185,6 +185,14 @@ async def stream_events(
     since = query.since if last_event_id is None else last_event_id
     stream: AsyncIterator[str] = around.feed.stream(since)
     return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+def _by_id(item: Instance | Node) -> Key:
+    return natural(item.id)
+
+
+def _newest_first(item: Migration) -> Key:
+    return [-item.started_at, item.id]
 
 
 def _seq_in(cursor: str) -> int:

@@ -13,6 +13,7 @@ from llumnix.admin.control import ClusterControl
 from llumnix.admin.gate import TOKEN_KEY, slashes_back
 from llumnix.admin.journal import Journal
 from llumnix.admin.logs import LogDir
+from llumnix.admin.paging import Listing
 from llumnix.admin.schema import Instance, Node
 from llumnix.admin.schema import Request as RequestModel
 from llumnix.admin.sse import EventFeed
@@ -29,6 +30,8 @@ class Surroundings:
     feed: EventFeed
     registry: CollectorRegistry
     logs: LogDir
+    # The oldest first.
+    requests: Listing[RequestModel]
 
 
 def surroundings_of(request: Request) -> Surroundings:
