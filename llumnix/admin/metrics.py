@@ -121,16 +121,16 @@ def _cluster_families(cluster: Cluster) -> Iterator[Metric]:
 
 
 def _latency_families(latency: Latency | None) -> Iterator[Metric]:
-    """Quantiles of the last window; vLLM's own histograms are at the OpenAI endpoint."""
+    """Percentiles of the last window; vLLM's own histograms are at the OpenAI endpoint."""
     ttft_ms, tpot_ms = (latency.ttft_ms, latency.tpot_ms) if latency else (None, None)
     for name, text, shares in (
         ("ttft", "Time to first token that clients saw lately.", ttft_ms),
         ("tpot", "Time per output token that clients saw lately.", tpot_ms),
     ):
-        gauge = GaugeMetricFamily(f"llumnix_{name}_seconds", text, labels=("quantile",))
+        gauge = GaugeMetricFamily(f"llumnix_{name}_seconds", text, labels=("percentile",))
         if shares is not None:
-            for quantile, value_ms in (("0.5", shares.p50), ("0.9", shares.p90), ("0.99", shares.p99)):
-                gauge.add_metric((quantile,), value_ms / 1e3)
+            for percentile, value_ms in (("50", shares.p50), ("90", shares.p90), ("99", shares.p99)):
+                gauge.add_metric((percentile,), value_ms / 1e3)
         yield gauge
 
 

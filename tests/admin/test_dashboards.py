@@ -1,5 +1,6 @@
 """What configs/ offers Prometheus and Grafana names metrics that exist, and parses."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -90,11 +91,15 @@ def test_rules_say_what_is_wrong_and_panels_do_not_overlap() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_accepts_the_rules() -> None:
-    done = subprocess.run(
-        ["promtool", "check", "rules", str(CONFIGS / "alerts.yml")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+async def test_promtool_accepts_rules_scrape_configuration_and_metrics(viewer: httpx.AsyncClient) -> None:
+    metrics = (await viewer.get("/metrics")).text
+    for command, given in (
+        (["check", "rules", str(CONFIGS / "alerts.yml")], ""),
+        (["check", "config", "--syntax-only", str(CONFIGS / "prometheus.yml")], ""),
+        (["check", "metrics"], metrics),
+    ):
+        promtool = ["promtool", *command]
+        done = await asyncio.to_thread(
+            subprocess.run, promtool, input=given, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
