@@ -19,8 +19,8 @@ from tests.e2e.workload import bodies
 
 NUM_INSTANCES = 3
 MAX_MOVES = 5
-AT_ONCE = 2
-"""Migrations asked for at a time: as many as one instance takes part in by default."""
+AT_ONCE = 3
+"""Migrations asked for at a time: three instances take part in two each by default."""
 LONG_EVERY = 10
 """Of so many requests one has a prompt that is prefilled in chunks."""
 # Long prompts in chunks, and room beside them: vLLM on CPU fails on a seeded prompt in chunks.
