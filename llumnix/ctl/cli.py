@@ -18,7 +18,7 @@ from llumnix.admin.schema import (
     NodePage,
     RequestPage,
 )
-from llumnix.ctl import actions, support, tables
+from llumnix.ctl import actions, support, tables, waiting
 from llumnix.ctl.api import path_of
 from llumnix.ctl.errors import HELP, CtlError, Exit
 from llumnix.ctl.session import Json, Session, print_items, print_json, session_of, tell
@@ -132,7 +132,7 @@ def events(
         typer.echo(event.model_dump_json() if as_json else tables.event_line(event))
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
-            for event in api.follow(last):
+            for event in waiting.follow(api, last, tell):
                 typer.echo(event.model_dump_json() if as_json else tables.event_line(event))
 
 

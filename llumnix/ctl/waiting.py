@@ -1,15 +1,16 @@
-"""Waiting for what a command began: drains, and a rollout's restarts one after the other."""
+"""Waiting: for what a command began, drains and a rollout's restarts one after the other, and for events."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llumnix.admin.schema import Instance, InstancePage, Node
+from llumnix.admin.schema import Event, Instance, InstancePage, Node
 from llumnix.ctl.api import AdminApi, path_of
 from llumnix.ctl.errors import CtlError, Exit
 
 POLL_S: Final = 0.25
+RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,28 @@ class Watch:
             if deadline is not None and self.clock() >= deadline:
                 raise CtlError(f"{what} within {self.timeout_s:g} s: {missing}", Exit.NOT_IN_TIME)
             self.sleep(POLL_S)
+
+
+def follow(
+    api: AdminApi,
+    since: int | None,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Event]:
+    """Yield events as they are written; a daemon that goes away is waited for, and nothing is left out."""
+    told = ""
+    while True:
+        try:
+            for event in api.follow(since):
+                told, since = "", event.seq
+                yield event
+        except CtlError as error:
+            if error.code is not Exit.UNREACHABLE:
+                raise
+            if told != str(error):
+                told = str(error)
+                tell(told)
+        sleep(RETRY_S)
 
 
 def wait_drained(api: AdminApi, kind: str, target_id: str, watch: Watch) -> None:

@@ -5,16 +5,19 @@ import json
 import tarfile
 import tomllib
 from pathlib import Path
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
 
 from llumnix.admin.journal import Journal
+from llumnix.admin.schema import Event
 from llumnix.admin.tokens import read_token
 from llumnix.config import load_config
+from llumnix.ctl.api import AdminApi
 from llumnix.ctl.cli import app
 from llumnix.ctl.errors import CtlError, Exit
-from llumnix.ctl.waiting import Watch
+from llumnix.ctl.waiting import Watch, follow
 from tests.admin.fake_cluster import FakeCluster, make_request
 from tests.ctl.conftest import Ctl
 
@@ -145,6 +148,29 @@ def test_waiting_ends_when_the_time_is_up() -> None:
         watch.until(lambda: "none" if now[0] < 5 else "half", "it was not done")
     assert caught.value.code is Exit.NOT_IN_TIME
     assert told == ["none", "half"]
+
+
+def test_events_are_followed_through_a_restart_of_the_daemon() -> None:
+    def event(seq: int) -> Event:
+        return Event(seq=seq, time=0.0, kind="test.event")
+
+    gone = CtlError("no answer", Exit.UNREACHABLE)
+    streams = iter([[event(1), event(2)], gone, gone, [event(3)], KeyboardInterrupt()])
+    asked, told = list[int | None](), list[str]()
+
+    class Api:
+        def follow(self, since: int | None) -> list[Event]:
+            asked.append(since)
+            stream = next(streams)
+            if isinstance(stream, BaseException):
+                raise stream
+            return stream
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for one in follow(cast(AdminApi, Api()), None, told.append, sleep=lambda _: None):
+            seen.append(one.seq)
+    assert (seen, asked, told) == ([1, 2, 3], [None, 2, 2, 2, 3], ["no answer"])
 
 
 async def test_a_support_bundle_holds_everything_but_secrets(
