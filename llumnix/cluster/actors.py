@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 
 from llumnix.cluster import leftovers
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 MAX_WATCHERS = 64  # every llumnixd and API server of its time leaves one behind
 _EXIT_AFTER_END_S = 3.0
 _KILL_TIMEOUT_S = 30.0
+_PLACE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,19 +195,45 @@ def named_actors() -> list[str]:
 
 
 async def end_actors(names: Iterable[str]) -> None:
-    """Kill actors of this cluster and wait until they are dead; StartupError if one is not in time."""
-    ends = []
+    """Kill actors of this cluster and wait until they are dead; StartupError if one is not in time.
+
+    Ray calls an actor dead a little before its process is gone, and with it the port that it listens at.
+    """
+    actors = []
     for name in names:
         with contextlib.suppress(ValueError):  # gone meanwhile
-            actor = ray.get_actor(name)
-            ends.append(ended(actor.wait_end.remote()))
-            ray.kill(actor)
+            actors.append(ray.get_actor(name))
+    places = await asyncio.gather(*map(_place_soon, actors))
+    ends = [ended(actor.wait_end.remote()) for actor in actors]
+    for actor, place in zip(actors, places, strict=True):
+        kill_actor(actor, place)
     try:
-        await asyncio.wait_for(asyncio.gather(*ends), _KILL_TIMEOUT_S)
+        await asyncio.wait_for(asyncio.gather(*ends, *map(_gone, places)), _KILL_TIMEOUT_S)
     except TimeoutError:
         raise StartupError(
             f"Actors of a former llumnixd live {_KILL_TIMEOUT_S:g} s after their kill."
         ) from None
+
+
+async def _place_soon(actor: Any) -> Place | None:
+    """Where its process is, if it can say so."""
+    try:
+        place: Place = await asyncio.wait_for(
+            asyncio.wrap_future(actor.place.remote().future()), _PLACE_TIMEOUT_S
+        )
+    except (TimeoutError, ray.exceptions.RayError):
+        return None
+    return place
+
+
+async def _gone(place: Place | None) -> None:
+    """Wait until a process of this machine has ended."""
+    if place is None or place.node_id != ray.get_runtime_context().get_node_id():
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(place.pid)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.02)
 
 
 async def ended(reference: Any) -> str:

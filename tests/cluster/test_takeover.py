@@ -10,6 +10,7 @@ import pytest
 
 from llumnix.cluster import ledger as ledgers
 from llumnix.cluster import leftovers, local_node, ray_driver
+from llumnix.cluster.actors import Place
 from llumnix.cluster.ledger import KnownEngine, KnownInstance
 from llumnix.cluster.takeover import take_over
 from llumnix.config import Config, parse_config
@@ -79,9 +80,11 @@ async def test_actors_go_on_where_the_ledger_knows_them_and_end_otherwise(state_
     node = local_node.obtain(config, journal, kept=False)
     ray_driver.connect(node, config.ray_namespace)
     try:
-        start_actors("instance-8", "instance-9")
+        pids = start_actors("instance-8", "instance-9")
         fresh = await take_over(config, node, journal)
         assert actors() == set()
+        # What they listened at is free.
+        assert not any(leftovers.lives(node.run_id, pid) for pid in pids)
         assert (fresh.instances, fresh.run_id) == ((), node.run_id)
         ((kind, message),) = journal
         assert kind == "cluster.not_adopted" and message.endswith("nothing is known of it")
@@ -96,23 +99,28 @@ async def test_actors_go_on_where_the_ledger_knows_them_and_end_otherwise(state_
         ray_driver.disconnect()
 
 
-def start_actors(*names: str) -> None:
+def start_actors(*names: str) -> list[int]:
+    """Their pids."""
     import ray
 
     class Idle:
-        """As our actors are: it tells of its end."""
+        """As our actors are: it tells of its place and its end."""
 
         def wait_end(self) -> None:
             import threading
 
             threading.Event().wait()
 
-        def ping(self) -> None:
-            return None
+        def place(self) -> Place:
+            import os
 
-    for name in names:
-        options = {"name": name, "lifetime": "detached", "num_cpus": 0, "max_concurrency": 4}
-        ray.get(ray.remote(Idle).options(**options).remote().ping.remote())
+            import ray
+
+            return Place(ray.get_runtime_context().get_node_id(), "127.0.0.1", os.getpid())
+
+    options = {"lifetime": "detached", "num_cpus": 0, "max_concurrency": 4}
+    started = [ray.remote(Idle).options(name=name, **options).remote() for name in names]
+    return [place.pid for place in ray.get([actor.place.remote() for actor in started])]
 
 
 def actors() -> set[str]:
