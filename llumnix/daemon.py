@@ -121,7 +121,7 @@ class _Daemon:
         journal = Journal(self._state_dir / "journal.db")
         stack.callback(journal.close)
         self._journal = journal
-        record = _recorder(journal)
+        record = _recorder(journal, progress)
         tokens = load_tokens(self._state_dir, config.admin.tokens)
         journal.append("daemon.started", f"llumnixd starts cluster {config.cluster.name}")
         stack.callback(journal.append, "daemon.stopped", "llumnixd has stopped")
@@ -266,11 +266,13 @@ def _resolve_model(config: Config) -> str:
     return resolve_model(config)
 
 
-def _recorder(journal: Journal):  # type: ignore[no-untyped-def]
+def _recorder(journal: Journal, progress: Progress):  # type: ignore[no-untyped-def]
     def record(kind: str, severity: str, target: str, message: str) -> None:
         level = {"info": logger.info, "warning": logger.warning, "error": logger.error}[severity]
         level("%s %s: %s", target, kind, message)
         journal.append(kind, message, severity=severity, target=target)  # type: ignore[arg-type]
+        if severity == "error":
+            progress.fault(target, message)
 
     return record
 

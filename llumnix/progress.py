@@ -12,6 +12,7 @@ from llumnix.admin.schema import Instance
 from llumnix.config import Config
 
 _STYLES = {"running": "green", "failed": "red", "restarting": "yellow"}
+_TOLD_AS_FAULTS = ("failed", "restarting")
 
 
 class Progress:
@@ -25,6 +26,10 @@ class Progress:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
+    def fault(self, target: str, message: str) -> None:
+        """What went wrong, when it does: a state of a moment would be missed by who looks now and then."""
+        self.say(f"{target.removeprefix('instance/')}: {message}")
+
     def show(self, instances: Sequence[Instance], *, starting: bool) -> None:
         """The state of things; on a terminal redrawn in place while the cluster starts."""
         if self._console.is_terminal and starting:
@@ -36,7 +41,7 @@ class Progress:
         self._end_live()
         for instance in instances:
             line = _line(instance)
-            if self._shown.get(instance.id) != line:
+            if self._shown.get(instance.id) != line and instance.state not in _TOLD_AS_FAULTS:
                 self._shown[instance.id] = line
                 self.say(f"{instance.id}: {line}")
 
