@@ -10,6 +10,7 @@ from llumnix.core.dispatch_rules import RULES
 from llumnix.core.events import DispatchEntry
 from llumnix.core.load import Headroom, InstanceReport
 from llumnix.core.outlook import Outlook
+from llumnix.core.prefixes import CHUNK_TOKENS
 
 __all__ = ["RULES", "Admission", "Choice", "Dispatcher", "Hold"]
 
@@ -212,7 +213,7 @@ class Dispatcher:
             num_candidates=len(self._awake) or len(self._paused),
             report=best.report if best.reported else None,
             num_unseen=len(best.unseen),
-            num_cached_tokens=best.prefixes.num_tokens(prefix),
+            num_cached_tokens=best.prefixes.num_known(prefix) * CHUNK_TOKENS,
         )
 
     def _best(
@@ -235,14 +236,15 @@ class Dispatcher:
     ) -> Outlook:
         """Where most of the prompt's beginning is, among those that are nearly as good as the best."""
         least = best.score / self._prefix_reach
-        most = best.prefixes.num_tokens(prefix)
+        most = best.prefixes.num_known(prefix)
         for outlook in self._awake:
-            if outlook.score < least or outlook.entry.uid in exclude:
+            seen = outlook.prefixes
+            longer = most < len(prefix) and prefix[most] in seen
+            as_long = most > 0 and prefix[most - 1] in seen and outlook.score > best.score
+            if not (longer or as_long) or outlook.score < least or outlook.entry.uid in exclude:
                 continue
-            num_cached = outlook.prefixes.num_tokens(prefix)
-            better = num_cached > most or (num_cached == most and outlook.score > best.score)
-            if num_cached and better and self._has_room(outlook, prompt_tokens):
-                best, most = outlook, num_cached
+            if self._has_room(outlook, prompt_tokens):
+                best, most = outlook, seen.num_known(prefix, at_least=most)
         return best
 
     def _has_room(self, outlook: Outlook, prompt_tokens: int) -> bool:
@@ -253,7 +255,8 @@ class Dispatcher:
         outlook = self._outlooks.get(uid)
         if outlook is not None:
             outlook.send(prompt_tokens, engine_priority)
-            outlook.note_prefix(prefix)
+            if self._prefix_reach > 1:
+                outlook.note_prefix(prefix)
             self._refresh(outlook)
 
     def queued(self) -> int:

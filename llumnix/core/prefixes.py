@@ -23,7 +23,10 @@ def prefix_keys(tokens: Sequence[int], salt: Hashable = None) -> tuple[int, ...]
 
 
 class SeenPrefixes:
-    """Keys of the prompts sent to one instance, as far as they fit its KV cache; the oldest go first."""
+    """Keys of the prompts sent to one instance, as far as they fit its KV cache; the oldest go first.
+
+    Invariant: with a key of a prompt, all before it are known too.
+    """
 
     def __init__(self) -> None:
         self._keys: dict[int, None] = {}
@@ -31,6 +34,9 @@ class SeenPrefixes:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._keys
 
     def add(self, keys: Sequence[int], capacity_tokens: int) -> None:
         """Note a prompt; an end is forgotten before its beginning, as in vLLM's block pool."""
@@ -40,11 +46,9 @@ class SeenPrefixes:
         while len(self._keys) * CHUNK_TOKENS > capacity_tokens:
             del self._keys[next(iter(self._keys))]
 
-    def num_tokens(self, keys: Sequence[int]) -> int:
-        """How many tokens at the beginning of a prompt are known."""
-        num_chunks = 0
-        for key in keys:
-            if key not in self._keys:
-                break
-            num_chunks += 1
-        return num_chunks * CHUNK_TOKENS
+    def num_known(self, keys: Sequence[int], at_least: int = 0) -> int:
+        """How many of a prompt's keys are known, where `at_least` so many are."""
+        known = at_least
+        while known < len(keys) and keys[known] in self._keys:
+            known += 1
+        return known

@@ -42,16 +42,22 @@ def test_the_ends_of_the_oldest_prompts_are_forgotten_first() -> None:
     later = prefix_keys([6] * (4 * CHUNK_TOKENS + 1))
     seen.add(later, 5 * CHUNK_TOKENS)
     assert len(seen) == 5
-    assert seen.num_tokens(KEYS) == CHUNK_TOKENS
-    assert seen.num_tokens(later) == 4 * CHUNK_TOKENS
+    assert (seen.num_known(KEYS), seen.num_known(later)) == (1, 4)
 
 
-@given(st.lists(st.integers(0, 5), max_size=30), st.integers(0, 12))
-def test_no_more_is_remembered_than_the_kv_cache_holds(prompts: list[int], capacity_chunks: int) -> None:
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30), st.integers(0, 12))
+def test_what_is_remembered_fits_the_kv_cache_and_has_no_gaps(
+    prompts: list[tuple[int, int]], capacity_chunks: int
+) -> None:
     seen = SeenPrefixes()
-    for token in prompts:
-        seen.add(prefix_keys([token] * (token * CHUNK_TOKENS + 1)), capacity_chunks * CHUNK_TOKENS)
+    sent = [
+        prefix_keys([1] * shared * CHUNK_TOKENS + [2] * own * CHUNK_TOKENS + [3]) for shared, own in prompts
+    ]
+    for keys in sent:
+        seen.add(keys, capacity_chunks * CHUNK_TOKENS)
         assert len(seen) <= capacity_chunks
+        for known in sent:
+            assert sum(key in seen for key in known) == seen.num_known(known)
 
 
 # ---- placement ------------------------------------------------------------------------------------------
