@@ -12,7 +12,7 @@ from llumnix.errors import ConfigError
 
 Item = TypeVar("Item")
 Key = list[int | float | str]
-KEPT_S: Final = 2.0
+KEPT_S: Final = 5.0
 
 
 def natural(text: str) -> Key:
