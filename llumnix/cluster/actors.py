@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import ray
 
 from llumnix.cluster import leftovers
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_WATCHERS = 64  # every llumnixd and API server of its time leaves one behind
 _EXIT_AFTER_END_S = 3.0
 _KILL_TIMEOUT_S = 30.0
-_PLACE_TIMEOUT_S = 2.0
+_PLACE_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +227,16 @@ async def _place_soon(actor: Any) -> Place | None:
 
 
 async def _gone(place: Place | None) -> None:
-    """Wait until a process of this machine has ended."""
+    """Wait until a process of this machine has ended, with all of its threads."""
     if place is None or place.node_id != ray.get_runtime_context().get_node_id():
         return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(place.pid)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(place.pid)
+        try:
+            while not select.select([process], [], [], 0)[0]:
+                await asyncio.sleep(0.02)
+        finally:
+            os.close(process)
 
 
 async def ended(reference: Any) -> str:

@@ -47,9 +47,11 @@ class LiveControl(ClusterViews):
 
     async def cordon(self, kind: schema.TargetKind, target_id: str, actor: str) -> None:
         self._do_all(Cordon(instance) for instance in self._targets(kind, target_id))
+        await self._manager.heard_by_api_servers()
 
     async def uncordon(self, kind: schema.TargetKind, target_id: str, actor: str) -> None:
         self._do_all(Uncordon(instance) for instance in self._targets(kind, target_id))
+        await self._manager.heard_by_api_servers()
 
     async def drain(
         self, kind: schema.TargetKind, target_id: str, options: schema.DrainOptions, actor: str

@@ -400,10 +400,13 @@ class ClusterManager:
 
     async def ask_for_rows(self) -> None:
         """Have `rows` and `held` as of now; who does not answer soon keeps its last ones."""
-        tell: list[Callable[[TellRequests], None]] = [
-            partial(self._socket.tell_instance, entry.entry.uid) for entry in self._table.entries
-        ]
-        tell += [partial(self._socket.tell_api_server, s.index) for s in self.api_servers.states if s.serving]
+        instances = [partial(self._socket.tell_instance, entry.entry.uid) for entry in self._table.entries]
+        await asyncio.gather(self.heard_by_api_servers(), *map(self._ask_for_rows, instances))
+
+    async def heard_by_api_servers(self) -> None:
+        """Wait until they go by the latest table, taking messages in order; not long for a stuck one."""
+        serving = [s.index for s in self.api_servers.states if s.serving]
+        tell = [partial(self._socket.tell_api_server, index) for index in serving]
         await asyncio.gather(*map(self._ask_for_rows, tell))
 
     async def _ask_for_rows(self, tell: Callable[[TellRequests], None]) -> None:
