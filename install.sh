@@ -330,7 +330,7 @@ run_checks() {
     select=(-m "not load")
     [ "$flavour" = gpu ] || select=(-m "not gpu and not load")
     say "tests: pytest"
-    exec python -m pytest "${select[@]}"
+    exec python -m pytest --durations=15 "${select[@]}"
 }
 
 main() {

@@ -7,26 +7,47 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.guarded import guarded_settings
-from tests.e2e.running import RunningCluster, running, settings
+from tests.e2e.running import RunningCluster, running, settings, wait_until_idle
+
+# Nearly all share two clusters; the others start some of their own.
+IN_EVERY_RUN = {
+    "test_admin_live",
+    "test_admission",
+    "test_dispatch",
+    "test_kill",
+    "test_listening",
+    "test_membership",
+    "test_migration",
+    "test_openai",
+    "test_priorities",
+    "test_shutdown",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All but the smoke tests keep both cores busy for minutes and are run by hand, on a quiet machine."""
+    """What takes minutes for a few tests is run by hand."""
     for item in items:
-        if "e2e" in item.path.parts and item.path.name != "test_smoke.py":
+        if "e2e" in item.path.parts and item.path.stem not in IN_EVERY_RUN:
             item.add_marker(pytest.mark.load)
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """Two instances, one API server, nothing else set."""
     directory = tmp_path_factory.mktemp("cluster")
     with running(settings(directory / "state"), directory) as cluster:
         yield cluster
 
 
+@pytest.fixture
+def cluster(plain_cluster: RunningCluster) -> RunningCluster:
+    """The plain cluster; what the test before has left of requests is gone."""
+    wait_until_idle(plain_cluster)
+    return plain_cluster
+
+
 @pytest.fixture(scope="session")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+def guarded_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """Two instances of two seats each, two API servers, TLS, API keys, a bound for the queue."""
     directory = tmp_path_factory.mktemp("guarded")
     with running(guarded_settings(directory), directory) as cluster:
@@ -34,8 +55,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
 
 
 @pytest.fixture
+def guarded(guarded_cluster: RunningCluster) -> RunningCluster:
+    """The guarded cluster, idle."""
+    wait_until_idle(guarded_cluster)
+    return guarded_cluster
+
+
+@pytest.fixture
 def one_instance(guarded: RunningCluster) -> Iterator[RunningCluster]:
     """The guarded cluster with one instance open, so that all requests share one queue."""
-    guarded.admin("POST", "/v1/instances/i1/cordon")
-    yield guarded
-    guarded.admin("POST", "/v1/instances/i1/uncordon")
+    with guarded.cordoned("i1"):
+        yield guarded

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.running import RunningCluster, settings, wait_for
+from tests.e2e.running import RunningCluster, settings, wait_for, wait_until_idle
 from tests.e2e.streams import Unread
 
 MAX_RUNNING = 2
@@ -75,14 +75,14 @@ class Ask(threading.Thread):
         *,
         key: str = TEAM,
         headers: dict[str, str] | None = None,
-        patience_s: float = 60.0,
         **body: Any,
     ) -> None:
         super().__init__(daemon=True)
         self._client = trusting(cluster)
-        self._patience_s = patience_s
         self._headers = {"authorization": f"Bearer {key}", "x-request-id": name, **(headers or {})}
-        self._body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 2, **body}
+        # Long enough to tell by the answers' times which of two came first.
+        self._body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 60, **body}
+        self._body.setdefault("ignore_eos", True)
         self.response_id = f"cmpl-{name}"
         self.answer: httpx.Response | None = None
         self.ended_at = 0.0
@@ -90,10 +90,8 @@ class Ask(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with self._client, contextlib.suppress(httpx.ReadTimeout):
-            self.answer = self._client.post(
-                "/v1/completions", json=self._body, headers=self._headers, timeout=self._patience_s
-            )
+        with self._client:
+            self.answer = self._client.post("/v1/completions", json=self._body, headers=self._headers)
         self.ended_at = time.monotonic()
 
     def status(self) -> int:
@@ -109,7 +107,7 @@ def ask_in_turn(cluster: RunningCluster, *names: str, **options: Any) -> list[As
     for name in names:
         before = num_waiting(cluster)
         asked.append(Ask(cluster, name, **options))
-        wait_for(lambda n=before: num_waiting(cluster) > n, 10, f"{name} is queued")
+        wait_for(lambda n=before: num_waiting(cluster) > n, 60, f"{name} is queued")
     return asked
 
 
@@ -119,18 +117,7 @@ def num_waiting(cluster: RunningCluster) -> int:
 
 def rows(cluster: RunningCluster, response_id: str) -> list[dict[str, Any]]:
     """The requests of one response in the admin API."""
-    found: list[dict[str, Any]] = cluster.admin("GET", f"/v1/requests?response_id={response_id}")["items"]
-    return found
-
-
-def wait_until_idle(cluster: RunningCluster) -> None:
-    """No instance and no list knows of a request any more."""
-
-    def idle() -> bool:
-        loads = [i["running"] + i["waiting"] for i in cluster.instances().values()]
-        return not any(loads) and not cluster.admin("GET", "/v1/requests")["items"]
-
-    wait_for(idle, 10, "the cluster is idle")
+    return cluster.requests(response_id=response_id)
 
 
 @contextlib.contextmanager
@@ -139,7 +126,7 @@ def full(cluster: RunningCluster) -> Iterator[list[Unread]]:
     wait_until_idle(cluster)
     seats = [Unread(cluster, f"seat-{k}", 8000) for k in range(MAX_RUNNING)]
     try:
-        wait_for(lambda: cluster.instances()["i0"]["running"] == MAX_RUNNING, 20, "all seats are taken")
+        wait_for(lambda: cluster.instances()["i0"]["running"] == MAX_RUNNING, 60, "all seats are taken")
         yield seats
     finally:
         for seat in seats:

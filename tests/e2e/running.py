@@ -25,11 +25,12 @@ import psutil
 from llumnix.cluster import leftovers
 
 READY_TIMEOUT_S = 240.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 120.0
+RESTART_S = 180.0
 
 # One for all: each new client reads the machine's certificates, which costs more than the call.
 # Without keep-alive: a connection that the server closes just when it is used again would fail the call.
-http = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @functools.cache
@@ -58,7 +59,8 @@ def settings(state_dir: Path, **changes: dict[str, Any]) -> dict[str, Any]:
         # Logical: tests start more instances than this machine has cores.
         "ray": {"num_cpus": 16},
         "model": {"path": "builtin:tiny"},
-        "instances": {"count": 2},
+        # A machine with too much to do is not what these tests look at.
+        "instances": {"count": 2, "heartbeat_timeout_s": 60.0},
         "engine": {
             "max_model_len": 8192,
             "dtype": "float32",
@@ -154,6 +156,36 @@ class RunningCluster:
     def instances(self) -> dict[str, dict[str, Any]]:
         return {item["id"]: item for item in self.admin("GET", "/v1/instances")["items"]}
 
+    def api_servers(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.admin("GET", "/v1/cluster")["api_servers"]
+        return found
+
+    def serving(self) -> list[str]:
+        """Instances that take requests."""
+        return [key for key, item in self.instances().items() if item["state"] == "running"]
+
+    def requests(self, **filters: str) -> list[dict[str, Any]]:
+        """The unfinished requests that the admin API lists."""
+        found: list[dict[str, Any]] = self.admin("GET", "/v1/requests", params={"limit": "1000", **filters})[
+            "items"
+        ]
+        return found
+
+    def migrations(self, state: str) -> list[dict[str, Any]]:
+        listed = self.admin("GET", "/v1/migrations?limit=1000")["items"]
+        return [migration for migration in listed if migration["state"] == state]
+
+    @contextlib.contextmanager
+    def cordoned(self, *instances: str) -> Iterator[None]:
+        """They get no new requests."""
+        for instance in instances:
+            assert self.admin("POST", f"/v1/instances/{instance}/cordon")["state"] == "cordoned"
+        try:
+            yield
+        finally:
+            for instance in instances:
+                assert self.admin("POST", f"/v1/instances/{instance}/uncordon")["state"] == "running"
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in self.admin("GET", "/v1/events?limit=1000")["items"] if e["kind"] == kind]
 
@@ -162,7 +194,8 @@ class RunningCluster:
             if self.process.poll() is not None:
                 raise AssertionError(f"llumnixd ended with {self.process.returncode}:\n{self.output()}")
             with contextlib.suppress(httpx.TransportError):
-                return http.get(f"{self.admin_url}/readyz", timeout=5).status_code == 200
+                is_ready = http.get(f"{self.admin_url}/readyz", timeout=5).status_code == 200
+                return is_ready and all(s["state"] == "serving" for s in self.api_servers())
             return False
 
         wait_for(ready, timeout_s, f"the cluster ready; its output:\n{self.output()}")
@@ -239,3 +272,13 @@ def running(
         assert cluster.leftovers() == []
     finally:
         cluster.end()
+
+
+def wait_until_idle(cluster: RunningCluster) -> None:
+    """No instance and no list knows of a request any more."""
+
+    def idle() -> bool:
+        loads = [i["running"] + i["waiting"] for i in cluster.instances().values()]
+        return not any(loads) and not cluster.requests()
+
+    wait_for(idle, 60, "the cluster is idle")

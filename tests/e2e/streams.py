@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
-from tests.e2e.running import RunningCluster, trust, wait_for
+from tests.e2e.running import RESTART_S, RunningCluster, trust, wait_for
 
 
 class Stream(threading.Thread):
@@ -84,19 +85,25 @@ class Stream(threading.Thread):
 
 
 class Unread:
-    """An unstreamed completion under way whose answer nobody reads: it costs no CPU but the engine's."""
+    """An unstreamed request under way whose answer nobody reads: it costs no CPU but the engine's."""
 
-    def __init__(self, cluster: RunningCluster, name: str, max_tokens: int) -> None:
+    def __init__(
+        self, cluster: RunningCluster, name: str, max_tokens: int, path: str = "/v1/completions"
+    ) -> None:
         self.id = f"cmpl-{name}"
         http = cluster.config["http"]
-        body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": max_tokens, "ignore_eos": True}
+        body: dict[str, Any] = {"model": "tiny", "max_tokens": max_tokens, "ignore_eos": True}
+        if "chat" in path:
+            body["messages"] = [{"role": "user", "content": "Hello"}]
+        else:
+            body["prompt"] = "Once upon a time"
         content = json.dumps(body).encode()
         headers = {"host": "127.0.0.1", "x-request-id": name, "content-type": "application/json"}
         headers["content-length"] = str(len(content))
         if "api_keys" in http:
             headers["authorization"] = f"Bearer {http['api_keys'][0]['key']}"
-        lines = ["POST /v1/completions HTTP/1.1", *(f"{key}: {value}" for key, value in headers.items())]
-        self._socket = socket.create_connection(("127.0.0.1", http["port"]), timeout=20)
+        lines = [f"POST {path} HTTP/1.1", *(f"{key}: {value}" for key, value in headers.items())]
+        self._socket = socket.create_connection(("127.0.0.1", http["port"]), timeout=60)
         if "tls_cert" in http:
             self._socket = trust(http["tls_cert"]).wrap_socket(self._socket, server_hostname="127.0.0.1")
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + content)
@@ -106,8 +113,10 @@ class Unread:
         self._socket.close()
 
     def assert_goes_on(self) -> None:
-        """No answer is there yet."""
-        assert select.select([self._socket], [], [], 0) == ([], [], []), self._socket.recv(4096)
+        """No answer is there yet, though something of TLS may be."""
+        self._socket.settimeout(0)
+        with pytest.raises((BlockingIOError, ssl.SSLWantReadError)):
+            self._socket.recv(4096)
 
 
 def row_of(cluster: RunningCluster, stream: Stream) -> dict[str, Any]:
@@ -115,10 +124,9 @@ def row_of(cluster: RunningCluster, stream: Stream) -> dict[str, Any]:
 
     def row() -> dict[str, Any] | None:
         assert stream.is_alive(), f"stream {stream.id} ended after {stream.chunks} events: {stream.error}"
-        rows = cluster.admin("GET", "/v1/requests?limit=1000")["items"]
-        return next((r for r in rows if stream.id and r["response_id"] == stream.id), None)
+        return next((r for r in cluster.requests() if stream.id and r["response_id"] == stream.id), None)
 
-    found: dict[str, Any] = wait_for(row, 20, "the request of a stream in the admin API")
+    found: dict[str, Any] = wait_for(row, 60, "the request of a stream in the admin API")
     return found
 
 
@@ -142,4 +150,16 @@ def streams_on(
         for stream in streams:
             stream.close()
         for stream in streams:
-            stream.join(10)
+            stream.join(60)
+
+
+def assert_comes_back(cluster: RunningCluster, instance: str, incarnation: int) -> None:
+    """The instance is replaced by a later incarnation, and gets requests."""
+
+    def back() -> bool:
+        now = cluster.instances()[instance]
+        return now["state"] == "running" and now["incarnation"] > incarnation
+
+    wait_for(back, RESTART_S, f"{instance} serves again")
+    with streams_on(cluster, "instance", [instance]) as streams:
+        streams[instance].assert_goes_on()

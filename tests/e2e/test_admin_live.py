@@ -23,15 +23,15 @@ def loaded(cluster: RunningCluster) -> Iterator[list[Unread]]:
     """Requests that run on both instances for as long as the test takes."""
     asked = [Unread(cluster, f"load-{k}", 8000) for k in range(NUM_REQUESTS)]
     try:
-        wait_for(lambda: len(items(cluster)) == NUM_REQUESTS, 20, "all are listed")
+        wait_for(lambda: len(cluster.requests()) == NUM_REQUESTS, 60, "all are listed")
         yield asked
     finally:
         for one in asked:
             one.close()
-        wait_for(lambda: not items(cluster), 10, "none is left")
+        wait_for(lambda: not cluster.requests(), 60, "none is left")
 
 
-def items(cluster: RunningCluster, path: str = "/v1/requests") -> list[dict[str, Any]]:
+def items(cluster: RunningCluster, path: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = cluster.admin("GET", path)["items"]
     return found
 
@@ -45,7 +45,7 @@ def test_cluster_tells_its_counts_under_load(cluster: RunningCluster, loaded: li
             else None
         )
 
-    told = wait_for(counted, 10, "all are counted")
+    told = wait_for(counted, 60, "all are counted")
     assert (told["state"], told["model"], told["endpoint_url"]) == ("serving", "tiny", cluster.url)
     assert told["counts"]["instances"] == {"running": 2}
     assert (told["counts"]["nodes"], told["counts"]["api_servers"]) == (1, 1)
@@ -87,7 +87,7 @@ def test_instances_tell_their_load(cluster: RunningCluster, loaded: list[Unread]
         now = cluster.instances()
         return all(now[key]["kv_blocks_used"] > before[key]["kv_blocks_used"] for key in now)
 
-    wait_for(grown, 20, "both use more blocks, the longer their requests are")
+    wait_for(grown, 60, "both use more blocks, the longer their requests are")
 
 
 def test_idle_instances_tell_that_they_are(cluster: RunningCluster) -> None:
@@ -97,23 +97,25 @@ def test_idle_instances_tell_that_they_are(cluster: RunningCluster) -> None:
             for i in cluster.instances().values()
         )
 
-    wait_for(idle, 10, "nothing is held by nobody")
+    wait_for(idle, 60, "nothing is held by nobody")
     assert all(i["freeness"] == i["kv_blocks_total"] for i in cluster.instances().values())
 
 
 def test_requests_are_listed_with_their_growth(cluster: RunningCluster, loaded: list[Unread]) -> None:
-    rows = {row["response_id"]: row for row in items(cluster)}
+    rows = {row["response_id"]: row for row in cluster.requests()}
     assert set(rows) == {one.id for one in loaded}
     for row in rows.values():
         assert (row["state"], row["priority"], row["api_server"]) == ("running", "normal", "api0")
         assert row["prompt_tokens"] == 5 and 0 <= row["output_tokens"] <= 7500 and row["kv_blocks"] >= 1
         assert abs(time.time() - row["arrived_at"] - row["age_s"]) < 5
-    assert [row["arrived_at"] for row in items(cluster)] == sorted(r["arrived_at"] for r in rows.values())
+    assert [row["arrived_at"] for row in cluster.requests()] == sorted(r["arrived_at"] for r in rows.values())
 
     def grown() -> bool:
-        return all(row["output_tokens"] > rows[row["response_id"]]["output_tokens"] for row in items(cluster))
+        return all(
+            row["output_tokens"] > rows[row["response_id"]]["output_tokens"] for row in cluster.requests()
+        )
 
-    wait_for(grown, 10, "all requests have more tokens")
+    wait_for(grown, 60, "all requests have more tokens")
     one = rows[loaded[0].id]["id"]
     assert cluster.admin("GET", f"/v1/requests/{one}")["id"] == one
     assert cluster.admin("GET", f"/v1/requests/{loaded[0].id}")["id"] == one
@@ -121,9 +123,9 @@ def test_requests_are_listed_with_their_growth(cluster: RunningCluster, loaded: 
 
 
 def test_requests_are_filtered_and_paged(cluster: RunningCluster, loaded: list[Unread]) -> None:
-    on_each = [items(cluster, f"/v1/requests?instance={instance}") for instance in ("i0", "i1")]
+    on_each = [cluster.requests(instance=instance) for instance in ("i0", "i1")]
     assert [len(rows) for rows in on_each] == [2, 2]
-    assert items(cluster, "/v1/requests?priority=high") == []
+    assert cluster.requests(priority="high") == []
     seen: list[str] = []
     cursor = ""
     while cursor is not None:
@@ -140,26 +142,13 @@ def test_node_tells_its_instances(cluster: RunningCluster) -> None:
     assert cluster.admin("GET", f"/v1/nodes/{node['id']}")["address"] == node["address"]
 
 
-def test_cordoned_instance_gets_no_new_requests(cluster: RunningCluster) -> None:
-    assert cluster.admin("POST", "/v1/instances/i0/cordon")["state"] == "cordoned"
-    try:
-        asked = [Unread(cluster, f"cordon-{k}", 8000) for k in range(3)]
-        rows = wait_for(lambda: now if len(now := items(cluster)) == 3 else None, 10, "all are listed")
-        assert {row["instance"] for row in rows} == {"i1"}
-        for one in asked:
-            one.close()
-    finally:
-        assert cluster.admin("POST", "/v1/instances/i0/uncordon")["state"] == "running"
-    wait_for(lambda: not items(cluster), 10, "none is left")
-
-
 def test_drain_empties_the_instance_and_disturbs_no_request(cluster: RunningCluster) -> None:
     streams = [Stream(cluster, 2000) for _ in range(2)]
     assert {row_of(cluster, stream)["instance"] for stream in streams} == {"i0", "i1"}
     cluster.admin("POST", "/v1/instances/i0/drain", json={})
     try:
         assert cluster.instances()["i0"]["state"] in ("draining", "drained")
-        wait_for(lambda: cluster.instances()["i0"]["state"] == "drained", 30, "i0 is drained")
+        wait_for(lambda: cluster.instances()["i0"]["state"] == "drained", 60, "i0 is drained")
         assert cluster.instances()["i0"]["safe_to_remove"]
         for stream in streams:
             stream.assert_undisturbed()
@@ -174,7 +163,7 @@ def test_events_come_live_and_resume(cluster: RunningCluster) -> None:
     listener.start()
     cluster.admin("POST", "/v1/instances/i1/cordon")
     cluster.admin("POST", "/v1/instances/i1/uncordon")
-    listener.join(10)
+    listener.join(60)
     assert not listener.is_alive()
     assert all(event["seq"] > last and event["target"] == "instance/i1" for event in heard)
     again: list[dict[str, Any]] = []
@@ -191,7 +180,7 @@ def listen(cluster: RunningCluster, last_event_id: int, count: int, heard: list[
     token = (cluster.state_dir / "admin.token").read_text().strip()
     headers = {"authorization": f"Bearer {token}", "last-event-id": str(last_event_id)}
     url = f"{cluster.admin_url}/v1/events/stream"
-    with http.stream("GET", url, headers=headers, timeout=10) as answer:
+    with http.stream("GET", url, headers=headers, timeout=60) as answer:
         for line in answer.iter_lines():
             if line.startswith("data:"):
                 heard.append(json.loads(line.removeprefix("data:")))
@@ -229,5 +218,4 @@ def test_probes_are_open_and_the_rest_is_not(cluster: RunningCluster) -> None:
         assert http.get(f"{cluster.admin_url}{path}").status_code == 200
     for path in ("/v1/cluster", "/v1/requests", "/v1/config", "/metrics", "/v1/events/stream"):
         assert http.get(f"{cluster.admin_url}{path}").status_code == 401
-    assert isinstance(cluster.admin("GET", "/v1/migrations")["items"], list)
     assert "/v1/instances" in http.get(f"{cluster.admin_url}/openapi.json").json()["paths"]

@@ -16,9 +16,8 @@ from tests.e2e.guarded import (
     full,
     num_waiting,
     trusting,
-    wait_until_idle,
 )
-from tests.e2e.running import RunningCluster, wait_for
+from tests.e2e.running import RunningCluster, wait_for, wait_until_idle
 from tests.e2e.streams import Unread
 
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -100,7 +99,9 @@ def test_api_servers_share_the_port(guarded: RunningCluster) -> None:
     asked = [Unread(guarded, f"any-{k}", 8000) for k in range(24)]  # the kernel picks one for each connection
     try:
         wait_for(
-            lambda: {row["api_server"] for row in listed(guarded)} == {"api0", "api1"}, 10, "both have some"
+            lambda: {row["api_server"] for row in guarded.requests()} == {"api0", "api1"},
+            10,
+            "both have some",
         )
     finally:
         for one in asked:
@@ -112,19 +113,14 @@ def test_several_api_servers_do_not_herd(guarded: RunningCluster) -> None:
     asked = [Unread(guarded, f"herd-{k}", 8000) for k in range(8)]
     try:
         items = wait_for(
-            lambda: found if len(found := listed(guarded)) == len(asked) else None, 10, "all are listed"
+            lambda: found if len(found := guarded.requests()) == len(asked) else None, 60, "all are listed"
         )
         on_first = sum(row["instance"] == "i0" for row in items)
         assert 3 <= on_first <= 5
     finally:
         for one in asked:
             one.close()
-    wait_for(lambda: not listed(guarded), 10, "all are gone")
-
-
-def listed(cluster: RunningCluster) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = cluster.admin("GET", "/v1/requests?limit=1000")["items"]
-    return items
+    wait_for(lambda: not guarded.requests(), 60, "all are gone")
 
 
 # ---- tools ----------------------------------------------------------------------------------------------

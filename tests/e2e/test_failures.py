@@ -1,8 +1,7 @@
-"""What is killed, hangs or crashes under load: who notices, what clients are told, and that it comes back."""
+"""What hangs or crashes under load, or is killed while nobody looks: who notices, and that it comes back."""
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import re
@@ -16,13 +15,11 @@ import psutil
 import pytest
 
 from tests.e2e import breaker
-from tests.e2e.running import RunningCluster, running, settings, wait_for
-from tests.e2e.streams import Stream, row_of, streams_on
-from tests.e2e.workload import answers, bodies
+from tests.e2e.running import RESTART_S, RunningCluster, running, settings, wait_for
+from tests.e2e.streams import Stream, Unread, assert_comes_back, row_of, streams_on
 
-HEARTBEAT_TIMEOUT_S = 5.0
-DETECTED_TO_TOLD_S = 2.0
-RESTART_S = 180.0
+HEARTBEAT_TIMEOUT_S = 12.0  # machines were seen to stand still for 9 s
+NOTICED_S = 60.0  # tests/benchmarks measure how soon
 
 
 @pytest.fixture(scope="module")
@@ -46,83 +43,13 @@ def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningClust
 @pytest.fixture
 def cluster(breakable: RunningCluster) -> RunningCluster:
     """The breakable cluster, whole again."""
-    wait_for(lambda: set(serving(breakable)) == {"i0", "i1"}, RESTART_S, "both instances serve")
+    wait_for(lambda: set(breakable.serving()) == {"i0", "i1"}, RESTART_S, "both instances serve")
     wait_for(lambda: servers(breakable, "serving") == 2, RESTART_S, "both API servers serve")
     return breakable
 
 
-def serving(cluster: RunningCluster) -> list[str]:
-    return [key for key, item in cluster.instances().items() if item["state"] == "running"]
-
-
 def servers(cluster: RunningCluster, state: str) -> int:
-    return sum(s["state"] == state for s in cluster.admin("GET", "/v1/cluster")["api_servers"])
-
-
-def assert_comes_back(cluster: RunningCluster, instance: str, incarnation: int) -> None:
-    def back() -> bool:
-        now = cluster.instances()[instance]
-        return now["state"] == "running" and now["incarnation"] > incarnation
-
-    wait_for(back, RESTART_S, f"{instance} serves again")
-    with streams_on(cluster, "instance", [instance]) as streams:
-        streams[instance].assert_goes_on()
-
-
-def test_requests_of_a_killed_instance_go_on_elsewhere_and_it_is_started_again(
-    cluster: RunningCluster,
-) -> None:
-    before = cluster.instances()
-    with streams_on(cluster, "instance", ["i0", "i1"]) as streams:
-        psutil.Process(before["i0"]["pid"]).kill()
-        streams["i0"].assert_goes_on()
-        assert row_of(cluster, streams["i0"])["instance"] == "i1"
-        streams["i1"].assert_goes_on()
-    assert_comes_back(cluster, "i0", before["i0"]["incarnation"])
-    died = [e["message"] for e in cluster.events("instance.died") if e["target"] == "instance/i0"]
-    assert "its process died" in died[0]
-
-
-def test_a_request_keeps_its_changed_priority_when_its_instance_is_killed(cluster: RunningCluster) -> None:
-    before = cluster.instances()
-    with streams_on(cluster, "instance", ["i0"]) as streams:
-        request = row_of(cluster, streams["i0"])["id"]
-        assert cluster.admin("PATCH", f"/v1/requests/{request}", json={"priority": "high"})
-        psutil.Process(before["i0"]["pid"]).kill()
-        wait_for(lambda: row_of(cluster, streams["i0"])["instance"] == "i1", 30, "the request goes on at i1")
-        assert row_of(cluster, streams["i0"])["priority"] == "high"
-    assert_comes_back(cluster, "i0", before["i0"]["incarnation"])
-
-
-def test_unstreamed_requests_of_a_killed_instance_are_answered(cluster: RunningCluster) -> None:
-    before = cluster.instances()
-    with concurrent.futures.ThreadPoolExecutor() as pool, streams_on(cluster, "instance", ["i0"]) as streams:
-        asked = [pool.submit(complete, cluster, 3000) for _ in range(4)]
-        wait_for(lambda: sum(i["running"] for i in cluster.instances().values()) >= 5, 30, "all requests run")
-        psutil.Process(before["i1"]["pid"]).kill()
-        answers = [future.result(60) for future in asked]
-        assert streams["i0"].error is None and streams["i0"].is_alive()
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
-    assert_comes_back(cluster, "i1", before["i1"]["incarnation"])
-
-
-async def test_answers_are_the_same_though_their_instance_was_killed(cluster: RunningCluster) -> None:
-    requests = bodies(24, max_tokens=300)
-    expected = await answers(cluster, requests)
-    assert all(isinstance(answer, tuple) for answer in expected), expected
-    asked = asyncio.create_task(answers(cluster, requests))
-    await asyncio.sleep(1.5)
-    busiest = max(cluster.instances().values(), key=lambda instance: instance["running"])
-    psutil.Process(busiest["pid"]).kill()
-    assert await asked == expected
-    assert_comes_back(cluster, busiest["id"], busiest["incarnation"])
-
-
-def complete(cluster: RunningCluster, max_tokens: int) -> httpx.Response:
-    body = {"model": "tiny", "prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
-    # Without certificates, whose loading would keep the threads from asking at the same time.
-    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60, verify=False)
+    return sum(s["state"] == state for s in cluster.api_servers())
 
 
 def test_stopped_process_is_found_by_its_silence_and_replaced(cluster: RunningCluster) -> None:
@@ -145,25 +72,29 @@ def test_hung_engine_loop_is_found_and_replaced(cluster: RunningCluster, how: ob
         with streams_on(cluster, "instance", ["i0", "i1"]) as streams:
             since = time.time()
             call = pool.submit(breaker.tell, cluster, how, before["i1"]["pid"], 600)
+            # Ties go round: should the streams end before the call is there, i1 has a step to take.
+            more = [Unread(cluster, f"step-{k}", 8000) for k in range(4)]
             reason = hung(cluster, "i1", since)
             assert "has not come round" in reason and told in reason
             streams["i1"].assert_goes_on()
             streams["i0"].assert_goes_on()
-        call.result(10)  # the call that hung the loop is answered too
+            for one in more:
+                one.close()
+        call.result(60)  # the call that hung the loop is answered too
     assert_comes_back(cluster, "i1", before["i1"]["incarnation"])
 
 
 def hung(cluster: RunningCluster, instance: str, since: float) -> str:
-    """The journal's reason for taking an instance for hung; asserts that it was found in time."""
+    """The journal's reason for taking an instance for hung; asserts that it was not too soon."""
 
     def found() -> list[dict[str, object]]:
         target = f"instance/{instance}"
         return [e for e in cluster.events("instance.hung") if e["target"] == target and e["time"] >= since]
 
-    event = wait_for(found, HEARTBEAT_TIMEOUT_S + 30, f"{instance} is taken for hung")[-1]
+    event = wait_for(found, HEARTBEAT_TIMEOUT_S + NOTICED_S, f"{instance} is taken for hung")[-1]
     message = str(event["message"])
     silence = re.search(r" for ([\d.]+) s", message)
-    assert silence and float(silence[1]) <= HEARTBEAT_TIMEOUT_S + 1, message
+    assert silence and float(silence[1]) >= HEARTBEAT_TIMEOUT_S, message
     return message
 
 
@@ -197,26 +128,30 @@ def test_crash_of_an_engine_is_shown_as_its_root_cause(cluster: RunningCluster) 
         "the journal says why",
     )
     assert died[0].startswith(cause) and "\n" not in died[0]
-    wait_for(lambda: cause in cluster.output(), 10, "the terminal says why")
+    wait_for(lambda: cause in cluster.output(), 60, "the terminal says why")
     assert "Traceback" not in cluster.output()
     assert "Traceback" in (cluster.state_dir / "logs" / "i0.log").read_text()
     assert_comes_back(cluster, "i0", before["incarnation"])
 
 
 def test_killed_api_server_drags_nothing_along_and_is_replaced(cluster: RunningCluster) -> None:
-    pids = {s["id"]: s["pid"] for s in cluster.admin("GET", "/v1/cluster")["api_servers"]}
+    pids = {s["id"]: s["pid"] for s in cluster.api_servers()}
     with streams_on(cluster, "api_server", ["api0", "api1"]) as streams:
         psutil.Process(pids["api0"]).kill()
-        streams["api0"].join(DETECTED_TO_TOLD_S)
+        streams["api0"].join(NOTICED_S)
         assert streams["api0"].error is not None
 
         def its_requests() -> bool:
-            rows = cluster.admin("GET", "/v1/requests?limit=1000")["items"]
-            return any(row["api_server"] == "api0" for row in rows)
+            return any(row["api_server"] == "api0" for row in cluster.requests())
 
-        wait_for(lambda: not its_requests(), DETECTED_TO_TOLD_S + 1, "the instances abort its requests")
+        wait_for(lambda: not its_requests(), NOTICED_S, "the instances abort its requests")
         streams["api1"].assert_goes_on()
-    wait_for(lambda: servers(cluster, "serving") == 2, RESTART_S, "a new API server takes the port")
+
+    def is_replaced() -> bool:
+        now = {s["id"]: s for s in cluster.api_servers()}["api0"]
+        return now["state"] == "serving" and now["pid"] != pids["api0"]
+
+    wait_for(is_replaced, RESTART_S, "a new API server takes the port")
     with streams_on(cluster, "api_server", ["api0"]) as streams:
         streams["api0"].assert_goes_on()
 
@@ -240,7 +175,7 @@ def test_api_servers_end_a_silent_instance_while_llumnixd_stands_still(cluster: 
         with stopped(cluster):
             silent.suspend()
             streams["i0"].assert_goes_on()
-            wait_for(lambda: not silent.is_running(), 10, "its process is ended")
+            wait_for(lambda: not silent.is_running(), 60, "its process is ended")
         streams["i1"].assert_goes_on()
     assert_comes_back(cluster, "i0", before["i0"]["incarnation"])
 
@@ -259,12 +194,12 @@ def test_a_second_signal_stops_everything_at_once(cluster: RunningCluster) -> No
     row_of(cluster, stream)
     cluster.note_run()
     cluster.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "stopping" in cluster.output(), 10, "llumnixd takes the first signal")
+    wait_for(lambda: "stopping" in cluster.output(), 60, "llumnixd takes the first signal")
     with pytest.raises(openai.APIStatusError, match="shutting down"):
         cluster.client().completions.create(model="tiny", prompt="late", max_tokens=1)
     assert stream.is_alive() and stream.error is None
     cluster.process.send_signal(signal.SIGTERM)
-    assert cluster.process.wait(10) == 0
+    assert cluster.process.wait(60) == 0
     assert cluster.leftovers() == []
-    stream.join(5)
+    stream.join(60)
     assert not stream.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -17,15 +18,16 @@ def test_instances_without_manager_and_api_servers_end_themselves(tmp_path: Path
     try:
         cluster.wait_ready()
         instances = [psutil.Process(item["pid"]) for item in cluster.instances().values()]
-        servers = cluster.admin("GET", "/v1/cluster")["api_servers"]
+        servers = cluster.api_servers()
         cluster.process.kill()
         cluster.process.wait()
-        wait_for(lambda: all(p.is_running() for p in instances), 1, "the manager's death alone ends nobody")
+        time.sleep(2 * LEASE_S)  # or however much longer it takes: nothing is to happen
+        assert all(p.is_running() for p in instances), "the manager's death alone ends nobody"
         for server in servers:
             psutil.Process(server["pid"]).kill()
         wait_for(
             lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in instances),
-            LEASE_S + 20,
+            LEASE_S + 60,
             "the instances have ended",
         )
     finally:

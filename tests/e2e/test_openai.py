@@ -158,7 +158,7 @@ def test_stop_string_ends_the_answer_in_front_of_it(cluster: RunningCluster) -> 
     stopped = cluster.client().completions.create(**options, stop=[stop]).choices[0]
     assert stopped.finish_reason == "stop" and stopped.text == whole[: whole.index(stop)]
     # The engine does not see stop strings: it is told to stop by the API server.
-    wait_for(lambda: not cluster.admin("GET", "/v1/requests")["items"], 5, "no request is left")
+    wait_for(lambda: not cluster.admin("GET", "/v1/requests")["items"], 60, "no request is left")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.running import RunningCluster, running, settings, wait_for
-from tests.e2e.streams import row_of, streams_on
+from tests.e2e.moves import move
+from tests.e2e.running import running, settings
+from tests.e2e.streams import streams_on
 
 
 def test_simulated_instances_serve_at_their_profiles_pace_and_requests_move_between_them(
@@ -20,19 +21,8 @@ def test_simulated_instances_serve_at_their_profiles_pace_and_requests_move_betw
     )
     with running(config, tmp_path) as cluster:
         assert {item["kv_blocks_total"] for item in cluster.instances().values()} == {851}
-        assert_a_request_moves(cluster)
-
-
-def assert_a_request_moves(cluster: RunningCluster) -> None:
-    with streams_on(cluster, "instance", ["i0"]) as streams:
-        request = row_of(cluster, streams["i0"])["id"]
-        cluster.admin("POST", f"/v1/requests/{request}/migrate", json={"to": "i1"})
-        wait_for(lambda: row_of(cluster, streams["i0"])["instance"] == "i1", 30, "the request is on i1")
-        streams["i0"].assert_goes_on()
-    committed = [
-        migration
-        for migration in cluster.admin("GET", "/v1/migrations?limit=1000")["items"]
-        if migration["state"] == "committed"
-    ]
-    # Blocks of 16 tokens of 512 KiB each.
-    assert committed and all(migration["bytes"] % (8 << 20) == 0 for migration in committed)
+        with streams_on(cluster, "instance", ["i0"]) as streams:
+            moved = move(cluster, streams["i0"], "i1")
+            streams["i0"].assert_goes_on()
+        # Blocks of 16 tokens of 512 KiB each.
+        assert moved["bytes"] > 0 and moved["bytes"] % (8 << 20) == 0

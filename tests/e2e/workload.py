@@ -66,5 +66,5 @@ async def answer(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Any
 
 async def answers(cluster: RunningCluster, requests: list[dict[str, Any]]) -> list[Any]:
     """All at once, in the order of `requests`."""
-    async with httpx.AsyncClient(timeout=120) as http:
+    async with httpx.AsyncClient(timeout=240) as http:
         return list(await asyncio.gather(*(answer(http, cluster.url, body) for body in requests)))

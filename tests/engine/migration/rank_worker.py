@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 from typing import Any
 
 import torch
 
 from llumnix.engine.migration.worker import MigrationWorker
+
+_PR_SET_PDEATHSIG = 1
+
+# Imported by workers only: a test run that is cut off takes them along, even those that wait for each other.
+ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class RankWorker(MigrationWorker):
