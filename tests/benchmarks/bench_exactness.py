@@ -20,7 +20,16 @@ from tests.e2e.workload import bodies
 NUM_INSTANCES = 3
 MAX_MOVES = 5
 AT_ONCE = 3
-"""Migrations asked for at a time: three instances take part in two each by default."""
+"""Migrations asked for at a time; every instance may take part in all of them."""
+LONG_ANSWER = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string"},
+        "b": {"type": "array", "items": {"type": "integer"}, "minItems": 150},
+    },
+    "required": ["a", "b"],
+}
+"""A schema whose answers are not over before they can be moved."""
 LONG_EVERY = 10
 """Of so many requests one has a prompt that is prefilled in chunks."""
 # Long prompts in chunks, and room beside them: vLLM on CPU fails on a seeded prompt in chunks.
@@ -75,6 +84,9 @@ async def moved(client: Client, request: dict[str, Any], rng: random.Random, mov
 
 async def measure(client: Client, args: argparse.Namespace) -> None:
     requests = bodies(args.requests, max_tokens=args.tokens)
+    for request in requests:
+        if "structured_outputs" in request:
+            request["structured_outputs"] = {"json": LONG_ANSWER}
     for k in range(LONG_EVERY // 2, len(requests), LONG_EVERY):
         requests[k] = body(prompt(4_000, random.Random(k)), args.tokens, logprobs=2)
     began = time.monotonic()
@@ -113,7 +125,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    on_cluster(lambda client: measure(client, args), NUM_INSTANCES, engine=ENGINE)
+    migration = {"max_concurrent": AT_ONCE}
+    on_cluster(lambda client: measure(client, args), NUM_INSTANCES, engine=ENGINE, migration=migration)
 
 
 if __name__ == "__main__":
