@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.load)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """Two instances, one API server, nothing else set."""
     directory = tmp_path_factory.mktemp("cluster")
@@ -46,7 +46,7 @@ def cluster(plain_cluster: RunningCluster) -> RunningCluster:
     return plain_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guarded_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """Two instances of two seats each, two API servers, TLS, API keys, a bound for the queue."""
     directory = tmp_path_factory.mktemp("guarded")

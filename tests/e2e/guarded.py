@@ -62,7 +62,7 @@ def _self_signed(directory: Path) -> tuple[Path, Path]:
 def trusting(cluster: RunningCluster) -> httpx.Client:
     """An HTTP client that trusts the cluster's certificate and bears no key."""
     context = ssl.create_default_context(cafile=cluster.config["http"]["tls_cert"])
-    return httpx.Client(base_url=cluster.url, verify=context, timeout=60)
+    return httpx.Client(base_url=cluster.url, verify=context, timeout=180)
 
 
 class Ask(threading.Thread):
@@ -96,7 +96,7 @@ class Ask(threading.Thread):
 
     def status(self) -> int:
         """Wait for the answer; its status."""
-        self.join(60)
+        self.join(180)
         assert self.answer is not None, f"{self.response_id} has no answer"
         return self.answer.status_code
 
