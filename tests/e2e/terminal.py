@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.e2e.running import wait_for
 
 REPO = Path(__file__).resolve().parent.parent.parent
-SHOWN_TIMEOUT_S = 20.0
+SHOWN_TIMEOUT_S = 60.0
+# Terminals of a busy machine were seen to stand still for 20 s.
+TMUX_TIMEOUT_S = 120.0
 
 
 class Terminal:
@@ -25,17 +27,25 @@ class Terminal:
         """Type keys by tmux's names."""
         self._tmux("send-keys", *keys)
 
+    def type(self, text: str) -> None:
+        """Type a text."""
+        self._tmux("send-keys", "-l", text)
+
     def screen(self) -> str:
         """What the window shows."""
         return self._tmux("capture-pane", "-p")
 
-    def wait_for(self, text: str, timeout_s: float = SHOWN_TIMEOUT_S) -> str:
-        """Wait until the window shows a text; the screen."""
+    def wait_for(self, *texts: str, timeout_s: float = SHOWN_TIMEOUT_S) -> str:
+        """Wait until one line of the window shows all of these texts; the screen."""
         try:
-            wait_for(lambda: text in self.screen(), timeout_s, text)
+            wait_for(lambda: self.shows(*texts), timeout_s, " ".join(texts))
         except AssertionError as error:
-            raise AssertionError(f"not within {timeout_s:g} s: {text!r} in\n{self.screen()}") from error
+            raise AssertionError(f"not within {timeout_s:g} s: {texts} in\n{self.screen()}") from error
         return self.screen()
+
+    def shows(self, *texts: str) -> bool:
+        """Whether one line of the window shows all of these texts."""
+        return any(all(text in line for text in texts) for line in self.screen().splitlines())
 
     def wait_until_gone(self, text: str, timeout_s: float = SHOWN_TIMEOUT_S) -> None:
         """Wait until the window no longer shows a text. To be called after Escape, before further keys:
@@ -44,7 +54,8 @@ class Terminal:
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-S", str(self._socket), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TMUX_TIMEOUT_S)
+        return done.stdout
 
 
 @contextlib.contextmanager
@@ -57,10 +68,10 @@ def terminal(directory: Path, arguments: Sequence[str], size: tuple[int, int]) -
     subprocess.run(
         ["tmux", "-S", str(socket), "-f", "/dev/null", *window, *program],
         check=True,
-        timeout=20,
+        timeout=TMUX_TIMEOUT_S,
         env={**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
     )
     try:
         yield Terminal(socket)
     finally:
-        subprocess.run(["tmux", "-S", str(socket), "kill-server"], check=False, timeout=20)
+        subprocess.run(["tmux", "-S", str(socket), "kill-server"], check=False, timeout=TMUX_TIMEOUT_S)

@@ -120,7 +120,10 @@ async def test_filter_sort_and_escape_on_the_requests_screen() -> None:
 
 async def test_keys_typed_faster_than_screens_change_go_where_they_are_meant() -> None:
     async with running(CannedSource(Canned(num_requests=60).snapshot())) as pilot:
-        for letter in "2/cmpl-12":  # all at once: the pilot would wait for each
-            pilot.app.post_message(events.Key({"/": "slash", "-": "minus"}.get(letter, letter), letter))
+        keys = ["2", "slash", *"cmpl", "minus", *"12", "enter", "r"]
+        letters = {"slash": "/", "minus": "-", "enter": "\r"}
+        for key in keys:  # all at once: the pilot would wait for each
+            pilot.app.post_message(events.Key(key, letters.get(key, key)))
         await settled(pilot)
         assert "requests 1 of 60  filter cmpl-12" in shown(pilot.app)
+        assert "Set the priority of cmpl-12?" in shown(pilot.app)

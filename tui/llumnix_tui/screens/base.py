@@ -32,6 +32,7 @@ class DataScreen(Screen[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "app.help", "help", key_display="?"),
         Binding("slash", "filter", "filter", key_display="/", priority=True),
+        Binding("enter", "apply_filter", show=False, priority=True),
         Binding("escape", "back", "back", show=False),
     ]
 
@@ -78,8 +79,8 @@ class DataScreen(Screen[None], inherit_bindings=False):
         self._ready = True
         self.query_one("#filter").display = False
         self.bindings_updated_signal.subscribe(self, lambda _: self._show_keys())
-        if (table := self.table()) is not None:
-            table.focus()
+        # Not `focus`, which takes effect after the keys that have come by now.
+        self.set_focus(self.table())
         self.refresh_data()
 
     def on_screen_resume(self) -> None:
@@ -147,9 +148,9 @@ class DataScreen(Screen[None], inherit_bindings=False):
     # ---- filter -----------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Leave a slash in the filter to the filter."""
-        if action == "filter":
-            return not isinstance(self.focused, Input)
+        """Leave a slash in the filter to the filter, and Enter in the table to the table."""
+        if action in ("filter", "apply_filter"):
+            return isinstance(self.focused, Input) == (action == "apply_filter")
         return super().check_action(action, parameters)
 
     def action_filter(self) -> None:
@@ -164,10 +165,9 @@ class DataScreen(Screen[None], inherit_bindings=False):
             table.set_filter(event.value)
             self.refresh_data()
 
-    @on(Input.Submitted, "#filter")
-    def _on_filter_submitted(self) -> None:
-        if (table := self.table()) is not None:
-            table.focus()
+    def action_apply_filter(self) -> None:
+        """Go from the filter to what it left, before the next key."""
+        self.set_focus(self.table())
 
     def action_back(self) -> None:
         """Drop the filter, then the marks, then leave the screen."""
@@ -175,8 +175,7 @@ class DataScreen(Screen[None], inherit_bindings=False):
         if box.display:
             box.value = ""
             box.display = False
-            if table is not None:
-                table.focus()
+            self.set_focus(table)
         elif table is not None and table.marked:
             table.clear_marks()
         else:

@@ -93,7 +93,7 @@ class InstanceScreen(TargetActions, RequestActions):
         """Show the next list."""
         self._view = VIEWS[(VIEWS.index(self._view) + by) % len(VIEWS)]
         self.query_one(ContentSwitcher).current = self._view
-        self.table().focus()
+        self.set_focus(self.table())
         self.refresh_data()
 
     @on(VirtualTable.Opened)
