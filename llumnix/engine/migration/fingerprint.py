@@ -41,7 +41,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
     sampling: str
     """Engine-wide settings that change what is sampled or returned."""
     block_hash: str
-    """Algorithm and seed of the prefix cache's hashes."""
+    """Algorithm and seed of the prefix cache's hashes, or that there is none."""
 
     def difference(self, other: Fingerprint) -> str | None:
         """The first field that differs, with both values; None if the two are equal."""
@@ -78,8 +78,14 @@ def fingerprint(engine: Any) -> Fingerprint:
         model_runner=_of_ranks(rank.runner for rank in ranks),
         max_model_len=model.max_model_len,
         sampling=_sampling(config),
-        block_hash=f"{cache.prefix_caching_hash_algo} {kv_cache_utils.NONE_HASH.hex()[:16]}",
+        block_hash=_block_hash(cache),
     )
+
+
+def _block_hash(cache: Any) -> str:
+    if not cache.enable_prefix_caching:
+        return "off"  # vLLM draws no first hash then
+    return f"{cache.prefix_caching_hash_algo} {kv_cache_utils.NONE_HASH.hex()[:16]}"
 
 
 def _of_ranks(values: Any, keep_all: bool = False) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 import torch
 
 from llumnix.engine.migration.fingerprint import Fingerprint
 from llumnix.engine.migration.state import decode, encode
+from tests.engine.migration.conftest import PairBuilder
 from tests.engine.migration.lab import Lab
 
 
@@ -27,6 +29,17 @@ def test_the_first_difference_is_named_with_both_values(labs: tuple[Lab, Lab]) -
         theirs = msgspec.structs.replace(mine, **{name: changed})
         difference = mine.difference(theirs)
         assert difference == f"{name.replace('_', ' ')} differs: {getattr(mine, name)} here, {changed} there"
+
+
+def test_engines_without_prefix_cache_agree_with_each_other_only(
+    labs: tuple[Lab, Lab], build_pair: PairBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process that never had an engine with one: vLLM has drawn no first hash there.
+    monkeypatch.delattr("vllm.v1.core.kv_cache_utils.NONE_HASH")
+    mine, theirs = (lab.port.fingerprint() for lab in build_pair(enable_prefix_caching=False))
+    monkeypatch.undo()
+    assert mine.difference(theirs) is None
+    assert str(mine.difference(labs[0].port.fingerprint())).startswith("block hash differs: off here")
 
 
 def test_other_weights_of_the_same_shape_differ(labs: tuple[Lab, Lab]) -> None:
