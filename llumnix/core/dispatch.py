@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -80,6 +81,20 @@ class Admission:
         return outlook.room_blocks(weight) - outlook.demand_blocks(prompt_tokens) >= reserve
 
 
+_NO_PRIORITY = sys.maxsize
+"""Stands for every class without headroom."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A request that looks for a place."""
+
+    num_tokens: int
+    priority: int
+    prefix: Sequence[int]
+    exclude: Collection[int]
+
+
 class Dispatcher:
     """Chooses instances by a named rule on the latest reports plus exactly what this server sent since.
 
@@ -106,6 +121,7 @@ class Dispatcher:
         self.rule = rule
         self._score = RULES[rule]
         self._headroom = dict(headroom)
+        self._with_headroom = {priority for priority, room in headroom.items() if room != Headroom()}
         self._admission = admission
         self._prefix_reach = prefix_reach
         self._api_servers = api_servers
@@ -190,11 +206,12 @@ class Dispatcher:
 
         `prefix` has the keys of the prompt's beginning (core.prefixes).
         """
-        best = self._best(self._awake, prompt_tokens, exclude)
+        wanted = _Wanted(prompt_tokens, engine_priority, prefix, exclude)
+        best = self._best(self._awake, wanted)
         if best is None and all(outlook.entry.uid in exclude for outlook in self._awake):
-            best = self._best(self._paused, prompt_tokens, exclude)
+            best = self._best(self._paused, wanted)
         elif best is not None and prefix and self._prefix_reach > 1:
-            best = self._with_prefix(best, prompt_tokens, prefix, exclude)
+            best = self._with_prefix(best, wanted)
         if best is None:
             num_open = len(self._awake) + len(self._paused)
             is_any_open = any(o.entry.uid not in exclude for o in chain(self._awake, self._paused))
@@ -209,42 +226,48 @@ class Dispatcher:
             uid=best.entry.uid,
             instance=best.entry.instance,
             rule=self.rule,
-            score=best.score,
+            score=self._score_for(best, engine_priority),
             num_candidates=len(self._awake) or len(self._paused),
             report=best.report if best.reported else None,
             num_unseen=len(best.unseen),
             num_cached_tokens=best.prefixes.num_known(prefix) * CHUNK_TOKENS,
         )
 
-    def _best(
-        self, candidates: list[Outlook], prompt_tokens: int, exclude: Collection[int]
-    ) -> Outlook | None:
+    def _best(self, candidates: list[Outlook], wanted: _Wanted) -> Outlook | None:
         if not candidates:
             return None
         num = len(candidates)
         first = (num * self._server_index // self._api_servers + self._num_choices) % num
-        best: Outlook | None = None
+        best, best_score = None, 0.0
         for outlook in candidates[first:] + candidates[:first]:
-            if best is not None and outlook.score <= best.score:
+            score = self._score_for(outlook, wanted.priority)
+            if best is not None and score <= best_score:
                 continue
-            if outlook.entry.uid not in exclude and self._has_room(outlook, prompt_tokens):
-                best = outlook
+            if outlook.entry.uid not in wanted.exclude and self._has_room(outlook, wanted.num_tokens):
+                best, best_score = outlook, score
         return best
 
-    def _with_prefix(
-        self, best: Outlook, prompt_tokens: int, prefix: Sequence[int], exclude: Collection[int]
-    ) -> Outlook:
+    def _score_for(self, outlook: Outlook, priority: int) -> float:
+        """Kept until something changes there; each of the classes with headroom sees another."""
+        if priority in self._with_headroom:
+            return self._score(outlook, self._api_servers, priority)
+        return outlook.score
+
+    def _with_prefix(self, best: Outlook, wanted: _Wanted) -> Outlook:
         """Where most of the prompt's beginning is, among those that are nearly as good as the best."""
-        least = best.score / self._prefix_reach
+        prefix, best_score = wanted.prefix, self._score_for(best, wanted.priority)
+        least = best_score / self._prefix_reach
         most = best.prefixes.num_known(prefix)
         for outlook in self._awake:
             seen = outlook.prefixes
             longer = most < len(prefix) and prefix[most] in seen
-            as_long = most > 0 and prefix[most - 1] in seen and outlook.score > best.score
-            if not (longer or as_long) or outlook.score < least or outlook.entry.uid in exclude:
+            if not longer and not (most > 0 and prefix[most - 1] in seen):
                 continue
-            if self._has_room(outlook, prompt_tokens):
-                best, most = outlook, seen.num_known(prefix, at_least=most)
+            score = self._score_for(outlook, wanted.priority)
+            if score < least or not (longer or score > best_score) or outlook.entry.uid in wanted.exclude:
+                continue
+            if self._has_room(outlook, wanted.num_tokens):
+                best, best_score, most = outlook, score, seen.num_known(prefix, at_least=most)
         return best
 
     def _has_room(self, outlook: Outlook, prompt_tokens: int) -> bool:
@@ -264,7 +287,7 @@ class Dispatcher:
         return self._num_queued
 
     def _refresh(self, outlook: Outlook) -> None:
-        outlook.score = self._score(outlook, self._api_servers)
+        outlook.score = self._score(outlook, self._api_servers, _NO_PRIORITY)
         self._num_queued -= outlook.queued
         outlook.queued = outlook.num_queued()
         self._num_queued += outlook.queued
@@ -282,7 +305,7 @@ class Dispatcher:
         """Raise AssertionError where an invariant does not hold."""
         for outlook in self._outlooks.values():
             outlook.check_integrity()
-            assert outlook.score == self._score(outlook, self._api_servers)
+            assert outlook.score == self._score(outlook, self._api_servers, _NO_PRIORITY)
         assert self._num_queued == sum(outlook.num_queued() for outlook in self._outlooks.values())
         candidates = {outlook.entry.uid for outlook in self._awake + self._paused}
         assert candidates == {uid for uid, outlook in self._outlooks.items() if outlook.entry.open}

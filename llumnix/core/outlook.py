@@ -120,6 +120,21 @@ class Outlook:
             if priority not in classes or classes[priority].running == 0
         )
 
+    def headroom_in_use(self, but_of: int) -> int:
+        """Headroom of all priorities with requests there or on their way, but for one."""
+        here = {priority for priority, part in self.report.classes.items() if part.running > 0}
+        if not self.report.waiting:
+            here |= self.unseen_classes.keys()
+        return sum(self.headroom_blocks.get(priority, 0) for priority in here if priority != but_of)
+
+    def is_home_of(self, priority: int) -> bool:
+        """Requests of this priority run there and leave its headroom free."""
+        headroom_blocks = self.headroom_blocks.get(priority, 0)
+        part = self.report.classes.get(priority)
+        if not headroom_blocks or part is None or not part.running:
+            return False
+        return part.used_blocks + self.unseen_blocks + headroom_blocks < self.report.total_blocks
+
     def num_queued(self) -> int:
         """Requests waiting there as reported, plus those sent since that will not start at once."""
         num_unseen = len(self.unseen)

@@ -41,6 +41,10 @@ class Standing:
     def batch(self) -> int:
         return batch_after_moves(self.report)
 
+    def is_short_of_headroom_only(self, threshold: float) -> bool:
+        """Its freeness would not be below the threshold without any headroom."""
+        return freeness_after_moves(self.report, {}) >= threshold
+
     @property
     def room_blocks(self) -> float:
         """What it can be given: free blocks, less the headroom of the requests that run there."""
@@ -256,7 +260,7 @@ def _relieve(left: _Unpaired, settings: SchedulerSettings) -> list[Pair]:
                 headroom_blocks=source.headroom_blocks,
                 target_room_blocks=target.room_blocks,
                 target_running=target.batch,
-                target_freeness=low,
+                target_freeness=high if source.is_short_of_headroom_only(low) else low,
                 must_pay=True,
             ),
             _relief(source, low, target, high),

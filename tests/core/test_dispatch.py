@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from llumnix.core.dispatch import RULES, Choice, Dispatcher, Hold
 from llumnix.core.events import DispatchEntry
-from llumnix.core.load import Headroom, InstanceReport, freeness, headroom_in_blocks, queued_load_freeness
+from llumnix.core.load import (
+    ClassLoad,
+    Headroom,
+    InstanceReport,
+    freeness,
+    headroom_in_blocks,
+    queued_load_freeness,
+)
 from llumnix.core.policies import POLICIES
 
 from .reports import PRIORITIES, report, reports
@@ -31,14 +38,16 @@ def entries(num: int, closed: Collection[int] = ()) -> list[DispatchEntry]:
 
 
 def backlog_freeness(instance: InstanceReport) -> float:
-    """What rule `backlog` scores: Algorithm 1, less the queue behind its head and prompts under way."""
-    beyond_head = instance.queued_blocks - instance.head_blocks
-    fuller = replace(instance, used_blocks=instance.used_blocks + beyond_head + instance.backlog_blocks)
-    return freeness(fuller, headroom_in_blocks(HEADROOM, instance.block_size, instance.total_blocks))
+    """What rule `backlog` scores for a request without headroom: queue and prompts under way count."""
+    high = instance.classes.get(-10)
+    kept_blocks = -(-160 // instance.block_size) if high is not None and high.running else 0
+    taken_blocks = instance.used_blocks + instance.queued_blocks + instance.backlog_blocks + kept_blocks
+    free_blocks = instance.total_blocks - taken_blocks
+    return free_blocks if free_blocks < 0 else free_blocks / max(instance.running, 1)
 
 
-def pick(made: Dispatcher, *, exclude: Collection[int] = ()) -> Choice:
-    choice = made.choose(160, 0, exclude=exclude)
+def pick(made: Dispatcher, priority: int = 0, *, exclude: Collection[int] = ()) -> Choice:
+    choice = made.choose(160, priority, exclude=exclude)
     assert isinstance(choice, Choice)
     return choice
 
@@ -128,20 +137,56 @@ def test_round_robin_does_not_make_up_for_the_time_an_instance_was_closed() -> N
 @pytest.mark.parametrize("rule", RULES)
 @given(
     instance=reports(),
+    wanted=st.sampled_from(PRIORITIES),
     sends=st.lists(st.tuples(st.integers(1, 9000), st.sampled_from(PRIORITIES)), max_size=12),
     api_servers=st.integers(1, 4),
 )
 def test_a_score_never_rises_by_sending_there(
-    rule: str, instance: InstanceReport, sends: list[tuple[int, int]], api_servers: int
+    rule: str, instance: InstanceReport, wanted: int, sends: list[tuple[int, int]], api_servers: int
 ) -> None:
     made = dispatcher(rule, 1, api_servers=api_servers)
     made.observe(instance)
-    score = pick(made).score
+    score = pick(made, wanted).score
     for tokens, priority in sends:
         made.sent(1, tokens, priority)
         made.check_integrity()
-        assert pick(made).score <= score
-        score = pick(made).score
+        assert pick(made, wanted).score <= score
+        score = pick(made, wanted).score
+
+
+# ---- backlog: headroom ----------------------------------------------------------------------------------
+
+
+def with_high(uid: int, *, high_blocks: int, normal_blocks: int, num_normal: int) -> InstanceReport:
+    """One request of the class with 10 blocks of headroom, and others."""
+    classes = {-10: ClassLoad(1, 0, high_blocks), 0: ClassLoad(num_normal, 0, normal_blocks)}
+    used_blocks = high_blocks + normal_blocks
+    return report(uid=uid, running=1 + num_normal, used_blocks=used_blocks, classes=classes)
+
+
+def test_backlog_keeps_headroom_free_of_others() -> None:
+    made = dispatcher("backlog", 2)
+    made.observe(with_high(1, high_blocks=5, normal_blocks=5, num_normal=9))
+    made.observe(report(uid=2, running=10, used_blocks=15))
+    assert (pick(made).uid, pick(made).score) == (2, 8.5)
+    made.observe(report(uid=2, seq=2, running=10, used_blocks=21))
+    assert (pick(made).uid, pick(made).score) == (1, (100 - 10 - 10) / 10)
+
+
+def test_backlog_keeps_a_class_together_while_it_leaves_its_headroom_free() -> None:
+    made = dispatcher("backlog", 2)
+    made.observe(with_high(1, high_blocks=20, normal_blocks=40, num_normal=9))
+    made.observe(report(uid=2, running=2, used_blocks=40))
+    assert (pick(made).uid, pick(made, -10).uid, pick(made, -10).score) == (2, 1, 40)
+    made.observe(replace(with_high(1, high_blocks=90, normal_blocks=0, num_normal=0), seq=2))
+    assert pick(made, -10).uid == 2
+
+
+def test_backlog_does_not_share_a_deficit_among_the_batch() -> None:
+    made = dispatcher("backlog", 2)
+    made.observe(report(uid=1, running=20, used_blocks=100, waiting=1, queued_blocks=40, head_blocks=40))
+    made.observe(report(uid=2, running=2, used_blocks=100, waiting=1, queued_blocks=20, head_blocks=20))
+    assert (pick(made).uid, pick(made).score) == (2, -20)
 
 
 # ---- the view: the latest report plus what was sent since ------------------------------------------------
