@@ -87,7 +87,7 @@ def test_every_screen_shows_true_values(
     window.press("3")
     window.wait_for("✔ committed", row["id"][:SHOWN_OF_AN_ID], f"{here}>{there}")
     window.press("4")
-    window.wait_for("migration.committed", f"{here} to {there}")
+    window.wait_for("migration.committed", "moved in")
     window.press("1", "g", "Enter")
     window.wait_for("[requests")
     wait_for(lambda: window.shows("normal", load_of(cluster, "i0")), 60, "the load of i0 on its own screen")
