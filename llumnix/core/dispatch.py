@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -81,7 +80,7 @@ class Admission:
         return outlook.room_blocks(weight) - outlook.demand_blocks(prompt_tokens) >= reserve
 
 
-_NO_PRIORITY = sys.maxsize
+_NO_PRIORITY = 1 << 62
 """Stands for every class without headroom."""
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
 
 CHUNK_TOKENS = 128
 """Prompts are told apart in pieces of so many tokens: a multiple of every KV block size in use."""
 
 
-def prefix_keys(tokens: Sequence[int], salt: Hashable = None) -> tuple[int, ...]:
-    """A key for each whole chunk of a prompt, which stands for all before it too; for use in one process.
+def prefix_keys(tokens: Sequence[int], salt: str = "") -> tuple[int, ...]:
+    """A key for each whole chunk of a prompt, which stands for all before it too.
 
     The last token is always computed, so a chunk that ends with it gives nothing. `salt` parts prompts whose
     KV differs though their tokens are the same.
     """
     keys = []
-    key = hash(salt)
+    digest = blake2b(salt.encode())
     for end in range(CHUNK_TOKENS, len(tokens), CHUNK_TOKENS):
-        key = hash((key, *tokens[end - CHUNK_TOKENS : end]))
-        keys.append(key)
+        digest.update(array("q", tokens[end - CHUNK_TOKENS : end]))
+        keys.append(int.from_bytes(digest.digest()[:8], "little"))
     return tuple(keys)
 
 

@@ -323,7 +323,7 @@ def _prefix_of(request: EngineCoreRequest) -> tuple[int, ...]:
     if not request.prompt_token_ids or request.mm_features:
         return ()
     adapter = request.lora_request.lora_name if request.lora_request else None
-    return prefix_keys(request.prompt_token_ids, (adapter, request.cache_salt))
+    return prefix_keys(request.prompt_token_ids, repr((adapter, request.cache_salt)))
 
 
 def _for_client(entry: Entry, deliver: Deliver) -> EngineCoreOutput:

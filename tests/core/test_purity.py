@@ -14,11 +14,13 @@ import llumnix.core
 FOLDER = Path(llumnix.core.__file__).parent
 PURE = {
     "__future__",
+    "array",
     "bisect",
     "collections",
     "dataclasses",
     "enum",
     "functools",
+    "hashlib",
     "heapq",
     "itertools",
     "math",
