@@ -7,13 +7,17 @@ from llumnix.core.events import (
     InstanceDied,
     InstancePlaced,
     InstanceReady,
+    InstanceState,
     MoveRequests,
     Reported,
     Tick,
 )
+from llumnix.core.load import ClassLoad, Headroom, InstanceReport
+from llumnix.core.member import Incarnation, Member
+from llumnix.core.pairing import pair_by_need, standings
 from llumnix.core.scheduler import Scheduler
-from llumnix.core.settings import SchedulerSettings
-from llumnix.core.victims import Candidate, Sent, next_victim
+from llumnix.core.settings import LlumnixPlusSettings, SchedulerSettings
+from llumnix.core.victims import Candidate, MoveGoal, Sent, next_victim
 
 from .reports import report
 
@@ -68,3 +72,28 @@ def test_nobody_is_told_of_an_order_whose_target_died() -> None:
     pair = Pair()
     pair.scheduler.handle(InstanceDied(2, "gone"), pair.now)
     assert pair.round(FULL, FREE) == []
+
+
+def relief_goal(high_running: int, used_blocks: int) -> MoveGoal:
+    """What llumnix+ asks of instance 1, where the important class has 90 of 100 blocks of headroom."""
+    settings = SchedulerSettings(headroom={-10: Headroom(90 * 16)})
+    classes = {-10: ClassLoad(high_running, 0, high_running), 0: ClassLoad(3, 0, used_blocks - high_running)}
+    first = report(uid=1, running=3 + high_running, used_blocks=used_blocks, classes=classes)
+    everybody = standings([member(1, first), member(2, report(uid=2, **FREE))], settings)
+    (pair,) = pair_by_need(everybody, [], settings)
+    assert (pair.source.uid, pair.target.uid) == (1, 2)
+    return pair.goal
+
+
+def member(uid: int, load: InstanceReport) -> Member:
+    return Member(f"i{uid}", Incarnation(uid, 1, report=load), InstanceState.RUNNING, "", 0.0)
+
+
+def test_relief_for_the_sake_of_headroom_leaves_the_target_fairly_free() -> None:
+    plus = LlumnixPlusSettings()
+    assert relief_goal(high_running=1, used_blocks=40).target_freeness == plus.migrate_in_threshold
+
+
+def test_relief_of_a_full_instance_may_fill_the_target_further() -> None:
+    plus = LlumnixPlusSettings()
+    assert relief_goal(high_running=0, used_blocks=99).target_freeness == plus.migrate_out_threshold
