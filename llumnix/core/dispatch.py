@@ -6,78 +6,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from llumnix.core.choice import Admission, Choice, Hold
 from llumnix.core.dispatch_rules import RULES
 from llumnix.core.events import DispatchEntry
 from llumnix.core.load import Headroom, InstanceReport
 from llumnix.core.outlook import Outlook
 from llumnix.core.prefixes import CHUNK_TOKENS
 
-__all__ = ["RULES", "Admission", "Choice", "Dispatcher", "Hold"]
+__all__ = ["RULES", "Dispatcher"]
 
 # Stands in for the size of an instance while none has reported; only the order of scores matters then.
 _NOMINAL = InstanceReport(
     uid=-1, seq=-1, block_size=16, total_blocks=1024, used_blocks=0, max_running=256, running=0, waiting=0
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The instance a request goes to, and the numbers that decided it."""
-
-    uid: int
-    instance: str
-    rule: str
-    score: float
-    num_candidates: int
-    report: InstanceReport | None
-    num_unseen: int
-    """Requests sent there by this server that the report does not cover."""
-    num_cached_tokens: int = 0
-    """Of the prompt's beginning, that were sent there before."""
-
-    @property
-    def reason(self) -> str:
-        """One sentence with the numbers; built only when somebody looks at it."""
-        head = f"{self.rule} {self.score:.2f} is the best of {self.num_candidates} instances"
-        if self.num_cached_tokens:
-            head = (
-                f"{self.rule} {self.score:.2f} is near the best of {self.num_candidates} instances, "
-                f"and {self.num_cached_tokens} tokens of the prompt were there before"
-            )
-        if self.report is None:
-            return f"{head}: {self.instance} has not reported yet, {self.num_unseen} sent there"
-        r = self.report
-        return (
-            f"{head}: {self.instance} has {r.running} running, {r.waiting} waiting, "
-            f"{r.used_blocks}/{r.total_blocks} blocks used, {self.num_unseen} sent since"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """No instance can take the request now: keep it and ask again when the table or a report changes."""
-
-    reason: str
-    is_any_open: bool
-    """An instance is there and will have room some time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """When an instance has room for one more request: late binding holds it until one has."""
-
-    reserve_blocks: float
-    """Must stay free for every request there, this one too, to grow."""
-
-    def admits(self, outlook: Outlook, prompt_tokens: int, weight: int) -> bool:
-        """As far as is known here; an instance without any request has room for every one."""
-        num_requests = outlook.num_requests(weight)
-        if num_requests == 0:
-            return True
-        if outlook.report.waiting or outlook.num_slots <= weight * len(outlook.unseen):
-            return False
-        reserve = self.reserve_blocks * (num_requests + 1)
-        return outlook.room_blocks(weight) - outlook.demand_blocks(prompt_tokens) >= reserve
 
 
 _NO_PRIORITY = 1 << 62
@@ -209,27 +150,30 @@ class Dispatcher:
         best = self._best(self._awake, wanted)
         if best is None and all(outlook.entry.uid in exclude for outlook in self._awake):
             best = self._best(self._paused, wanted)
-        elif best is not None and prefix and self._prefix_reach > 1:
-            best = self._with_prefix(best, wanted)
         if best is None:
-            num_open = len(self._awake) + len(self._paused)
-            is_any_open = any(o.entry.uid not in exclude for o in chain(self._awake, self._paused))
-            what = "no instance has room" if is_any_open else "no open instance"
-            return Hold(
-                f"{what} for a request of {prompt_tokens} tokens and priority {engine_priority}: "
-                f"{len(self._outlooks)} known, {num_open} open, {len(exclude)} excluded",
-                is_any_open,
-            )
+            return self._hold(wanted)
+        chosen = self._with_prefix(best, wanted) if prefix and self._prefix_reach > 1 else best
         self._num_choices += 1
         return Choice(
-            uid=best.entry.uid,
-            instance=best.entry.instance,
+            uid=chosen.entry.uid,
+            instance=chosen.entry.instance,
             rule=self.rule,
-            score=self._score_for(best, engine_priority),
+            score=self._score_for(chosen, engine_priority),
+            best_score=self._score_for(best, engine_priority),
             num_candidates=len(self._awake) or len(self._paused),
-            report=best.report if best.reported else None,
-            num_unseen=len(best.unseen),
-            num_cached_tokens=best.prefixes.num_known(prefix) * CHUNK_TOKENS,
+            report=chosen.report if chosen.reported else None,
+            num_unseen=len(chosen.unseen),
+            num_cached_tokens=chosen.prefixes.num_known(prefix) * CHUNK_TOKENS,
+        )
+
+    def _hold(self, wanted: _Wanted) -> Hold:
+        num_open = len(self._awake) + len(self._paused)
+        is_any_open = any(o.entry.uid not in wanted.exclude for o in chain(self._awake, self._paused))
+        what = "no instance has room" if is_any_open else "no open instance"
+        return Hold(
+            f"{what} for a request of {wanted.num_tokens} tokens and priority {wanted.priority}: "
+            f"{len(self._outlooks)} known, {num_open} open, {len(wanted.exclude)} excluded",
+            is_any_open,
         )
 
     def _best(self, candidates: list[Outlook], wanted: _Wanted) -> Outlook | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llumnix.core.dispatch import Admission, Dispatcher
+from llumnix.core.choice import Admission
+from llumnix.core.dispatch import Dispatcher
 from llumnix.core.events import HeldRequests
 from llumnix.core.pairing import Pair, Standing, pair_by_need, pair_by_threshold
 from llumnix.core.settings import SchedulerSettings

@@ -16,7 +16,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from llumnix.core.dispatch import Dispatcher, Hold
+from llumnix.core.choice import Hold
+from llumnix.core.dispatch import Dispatcher
 from llumnix.core.handover.epochs import split_engine_id
 from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.hold_queue import HoldQueue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from llumnix.core.dispatch import Dispatcher, Hold
+from llumnix.core.choice import Hold
+from llumnix.core.dispatch import Dispatcher
 from llumnix.core.events import HeldRequests, PublishTable
 from llumnix.core.hold_queue import HeldRequest, HoldQueue
 from llumnix.core.load import InstanceReport

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 
-from llumnix.core.dispatch import Choice
+from llumnix.core.choice import Choice
 from llumnix.core.events import DispatchEntry
 from llumnix.core.load import ClassLoad, Headroom, InstanceReport
 from llumnix.core.policies import POLICIES, make_dispatcher

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llumnix.core.dispatch import Choice, Dispatcher
+from llumnix.core.choice import Choice
+from llumnix.core.dispatch import Dispatcher
 from llumnix.core.events import DispatchEntry
 from llumnix.core.load import ClassLoad, InstanceReport
 

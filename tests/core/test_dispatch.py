@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llumnix.core.dispatch import RULES, Choice, Dispatcher, Hold
+from llumnix.core.choice import Choice, Hold
+from llumnix.core.dispatch import RULES, Dispatcher
 from llumnix.core.events import DispatchEntry
 from llumnix.core.load import (
     ClassLoad,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llumnix.core.dispatch import Admission, Choice, Dispatcher, Hold
+from llumnix.core.choice import Admission, Choice, Hold
+from llumnix.core.dispatch import Dispatcher
 from llumnix.core.events import DispatchEntry
 from llumnix.core.prefixes import CHUNK_TOKENS, SeenPrefixes, prefix_keys
 

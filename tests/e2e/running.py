@@ -92,7 +92,7 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str | Callable[[], str]) -> Any:
     """The condition's first true value; AssertionError naming `what` when the time is up."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -100,7 +100,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"not within {timeout_s:g} s: {what}")
+    raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
 
 
 @dataclass
@@ -198,7 +198,7 @@ class RunningCluster:
                 return is_ready and all(s["state"] == "serving" for s in self.api_servers())
             return False
 
-        wait_for(ready, timeout_s, f"the cluster ready; its output:\n{self.output()}")
+        wait_for(ready, timeout_s, lambda: f"the cluster ready; its output:\n{self.output()}")
         self.note_run()
 
     def note_run(self) -> None:
