@@ -108,7 +108,7 @@ class ClusterViews:
             return "stopping", "llumnixd was told to stop"
         serving = [v for v in views if v.state is InstanceState.RUNNING]
         wanted = _wanted(views)
-        not_up = [v.instance for v in wanted if v not in serving]
+        not_up = [v.instance for v in wanted if v not in serving and v.state not in _AWAY_BY_ORDER]
         if not self._manager.api_servers.is_serving():
             never = all(
                 not server.restarts and not server.reason for server in self._manager.api_servers.states
@@ -267,6 +267,10 @@ class ClusterViews:
 
     def _class_name(self, engine_priority: int) -> str:
         return self._class_names.get(engine_priority, str(engine_priority))
+
+
+_AWAY_BY_ORDER = frozenset({InstanceState.CORDONED, InstanceState.DRAINING, InstanceState.DRAINED})
+"""Maintenance is no fault: somebody meant these to take no requests."""
 
 
 def _wanted(views: list[InstanceView]) -> list[InstanceView]:

@@ -147,6 +147,16 @@ def replacement(members: Sequence[Member], scaling: ScalingSettings) -> Step | N
     return Grow(scaling.min_instances - num_wanted, reason)
 
 
+def refuse_beyond_bounds(count: int, members: Iterable[Member], scaling: ScalingSettings) -> None:
+    """Raises CommandRefused if so many more instances would be too many."""
+    num_wanted = sum(map(is_wanted, members))
+    if num_wanted + count > scaling.max_instances:
+        raise CommandRefused(
+            f"{count} more than {num_wanted} instances: "
+            f"expected at most {scaling.max_instances} (instances.max)"
+        )
+
+
 def scale_to(count: int, members: Sequence[Member], scaling: ScalingSettings) -> Step | None:
     """An operator's number of instances; raises CommandRefused outside the bounds."""
     if not scaling.min_instances <= count <= scaling.max_instances:

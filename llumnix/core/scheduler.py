@@ -179,6 +179,7 @@ class Scheduler:
     def _add(self, count: int, now: float) -> list[Action]:
         if count < 1:
             raise CommandRefused(f"the number of instances to add must be 1 or more, not {count}")
+        scaling.refuse_beyond_bounds(count, self._roster, self._settings.scaling)
         return self._start(count, "added", now)
 
     def _start(self, count: int, reason: str, now: float) -> list[Action]:

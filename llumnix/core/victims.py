@@ -76,8 +76,12 @@ def next_victim(
 
     `report` is what the source would report at this moment; candidates that wait come in queue order. Lower
     priority goes first, then the shorter (section 4.4); to make room in blocks, the one that is just enough.
+    Unless all have to go, one that runs goes only when none of lower priority could be asked instead.
     """
     allowed = sorted((c for c in candidates if _may_go(c, goal)), key=_order(report, goal))
+    if math.isfinite(goal.until_freeness):
+        least = max((c.priority for c in allowed if c.is_running), default=0)
+        allowed = [c for c in allowed if c.priority == least or not c.is_running]
     return next(
         (
             candidate

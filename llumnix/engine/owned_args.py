@@ -8,6 +8,7 @@ _ONE_CACHE = (
 _ONE_NODE = "Ray places the instances, and the workers of one stay on its node"
 _REPLICAS = "the instances are llumnix's own replicas: set instances.count"
 _HOOK = "llumnix needs this hook of vLLM for itself"
+_NO_ACCESS_LOG = "no access log is written; GET /v1/requests of the admin API shows who runs"
 
 _OWNED = {
     "api_key": "set http.api_keys",
@@ -15,7 +16,9 @@ _OWNED = {
     "config": "this file is the configuration",
     "data_parallel_supervisor_port": _REPLICAS,
     "device_ids": "Ray gives each instance its GPUs: set instances.gpus_per_instance",
+    "disable_access_log_for_endpoints": _NO_ACCESS_LOG,
     "disable_log_stats": "the scheduler and /metrics live on these statistics",
+    "disable_uvicorn_access_log": _NO_ACCESS_LOG,
     "distributed_executor_backend": "llumnix chooses it by tensor_parallel_size and pipeline_parallel_size",
     "dp_supervisor_probe_failure_threshold": _REPLICAS,
     "dp_supervisor_probe_interval_s": _REPLICAS,
@@ -48,6 +51,7 @@ _OWNED = {
     "ssl_certfile": "set http.tls_cert",
     "ssl_keyfile": "set http.tls_key",
     "uds": "set http.host and http.port",
+    "uvicorn_log_level": "set logging.level",
     "worker_cls": _HOOK,
     "worker_extension_cls": _HOOK,
 }

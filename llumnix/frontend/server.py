@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from vllm.entrypoints.launchers.utils.constants import (
     H11_MAX_HEADER_COUNT_DEFAULT,
     H11_MAX_INCOMPLETE_EVENT_SIZE_DEFAULT,
 )
+from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 from vllm.envs import VLLM_ALLOW_RUNTIME_LORA_UPDATING, VLLM_HTTP_TIMEOUT_KEEP_ALIVE
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
@@ -214,6 +216,11 @@ class ApiServer:
         )
         server = NoSignalServer(uvicorn_config)
         app.state.server = server
+        with _certificates_renewed(uvicorn_config, args):
+            await self._answer(server, sock)
+
+    async def _answer(self, server: NoSignalServer, sock: socket.socket) -> None:
+        """Until the manager says stop, and then until what runs is finished."""
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
@@ -261,6 +268,23 @@ def _uvicorn_options(args: Namespace) -> dict[str, Any]:
         "ssl_cert_reqs": args.ssl_cert_reqs,
         "ssl_ciphers": args.ssl_ciphers,
     }
+
+
+@contextlib.contextmanager
+def _certificates_renewed(uvicorn_config: uvicorn.Config, args: Namespace) -> Iterator[None]:
+    """With enable_ssl_refresh, files that change on disk are taken on (as vLLM's serve_http does)."""
+    if not args.enable_ssl_refresh or not args.ssl_certfile:
+        yield
+        return
+    uvicorn_config.load()
+    assert uvicorn_config.ssl is not None
+    refresher = SSLCertRefresher(
+        uvicorn_config.ssl, key_path=args.ssl_keyfile, cert_path=args.ssl_certfile, ca_path=args.ssl_ca_certs
+    )
+    try:
+        yield
+    finally:
+        refresher.stop()
 
 
 async def _first_of(ready: asyncio.Future[bytes], link: asyncio.Task[None], stopping: asyncio.Event) -> bytes:

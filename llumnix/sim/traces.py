@@ -43,6 +43,14 @@ def _count(value: Any) -> int:
     return number
 
 
+def _block_hashes(value: Any) -> list[int]:
+    """Of JSONL a list, of CSV its text."""
+    hashes = json.loads(value) if isinstance(value, str) and value else value or []
+    if not isinstance(hashes, list) or not all(isinstance(number, int) for number in hashes):
+        raise ValueError(value)
+    return hashes
+
+
 @dataclass(frozen=True, slots=True)
 class TraceFormat:
     """How one public trace names its columns and its times."""
@@ -126,7 +134,7 @@ def _requests(path: Path, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iter
             prompt_tokens=max(1, _cell(path, line, row, layout.prompt, _count, _COUNT)),
             output_tokens=output_tokens,
         )
-        hashes = row.get(layout.hash_ids)
+        hashes = _cell(path, line, row, layout.hash_ids, _block_hashes, "a list of integers")
         if hashes:
             with_hashes.append((request, hashes))
         else:

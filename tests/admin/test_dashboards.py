@@ -77,6 +77,16 @@ def test_every_metric_of_vllms_that_is_asked_for_exists() -> None:
         assert {name, re.sub(r"_(total|bucket|sum|count)$", "", name)} & known, name
 
 
+def test_series_that_differ_in_a_label_are_matched_without_it() -> None:
+    """Prometheus pairs series by all labels: a value of one side only, not ignored, leaves no pair at all."""
+    for text in expressions():
+        sides = [dict(re.findall(r'(\w+)="(\w+)"', side)) for side in re.split(r"\s[><*/]\s", text)]
+        if len(sides) == 2 and "llumnix_" in text.split()[-1] and "sum(" not in text:
+            differing = {label for label, _ in sides[0].items() ^ sides[1].items()}
+            ignored = re.findall(r"ignoring\((\w+)\)", text)
+            assert differing == set(ignored), text
+
+
 def test_rules_say_what_is_wrong_and_panels_do_not_overlap() -> None:
     for rule in rules():
         assert rule["alert"].startswith("Llumnix") and rule["annotations"]["summary"], rule

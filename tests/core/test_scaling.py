@@ -142,6 +142,14 @@ def test_a_number_outside_the_bounds_is_refused(count: int) -> None:
         Cluster(3).scheduler.handle(ScaleTo(count), 1.0)
 
 
+def test_no_more_are_added_than_the_bounds_allow() -> None:
+    cluster = Cluster(3)
+    with pytest.raises(CommandRefused, match=r"6 more than 3 instances: .* at most 8 \(instances.max"):
+        cluster.scheduler.handle(AddInstances(6), 1.0)
+    cluster.scheduler.handle(AddInstances(5), 1.0)
+    assert len(cluster.states()) == 8
+
+
 def test_an_instance_that_is_to_be_taken_away_is_replaced_only_below_the_minimum() -> None:
     for minimum, replaced in ((3, True), (2, False)):
         cluster = Cluster(3, enabled=False, min_instances=minimum)

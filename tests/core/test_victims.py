@@ -65,6 +65,15 @@ def test_nobody_leaves_for_the_sake_of_his_own_classs_headroom() -> None:
     assert chosen(candidates[:1], crowded, goal) == "high", "blocks that are really short are another matter"
 
 
+def test_a_more_important_one_does_not_leave_because_the_others_do_not_fit() -> None:
+    goal = MoveGoal(until_freeness=3, target_room_blocks=20, target_freeness=0)
+    candidates = [request("high", 10, HIGH), request("normal", 30)]
+    assert chosen(candidates, FULL, goal) is None
+    assert chosen(candidates[:1], FULL, goal) == "high"
+    leave_all = MoveGoal(target_room_blocks=20, target_freeness=0)
+    assert chosen(candidates, FULL, leave_all) == "high", "where all have to go, nobody is held up"
+
+
 def test_what_waits_stays_goes_too_or_goes_alone() -> None:
     candidates = [request("runs", 10), request("waits", 5, waits=True)]
     assert chosen(candidates, FULL, MoveGoal(queued=Queued.STAY)) == "runs"
@@ -110,7 +119,7 @@ def test_a_move_that_would_come_too_late_is_not_begun() -> None:
     st.integers(0, 100),
     st.integers(0, 100),
 )
-def test_the_victim_is_the_least_important_that_fits(
+def test_the_victim_is_one_of_the_least_important_and_fits(
     requests: list[tuple[int, int, bool]], until_freeness: float, until_free_blocks: int, room: int
 ) -> None:
     candidates = [
@@ -118,8 +127,10 @@ def test_the_victim_is_the_least_important_that_fits(
     ]
     goal = MoveGoal(until_freeness, until_free_blocks, target_room_blocks=room, target_freeness=0)
     victim = next_victim(candidates, FULL, goal, Sent())
-    fitting = [c for c in candidates if c.is_running and c.num_blocks <= room]
+    running = [c for c in candidates if c.is_running]
+    least = max((c.priority for c in running), default=0)
+    fitting = [c for c in running if c.priority == least and c.num_blocks <= room]
     is_reached = until_freeness <= 1 and until_free_blocks <= 3
     assert (victim is None) == (is_reached or not fitting)
     if victim is not None:
-        assert victim in fitting and victim.priority == max(c.priority for c in fitting)
+        assert victim in fitting

@@ -28,7 +28,7 @@ API_KEYS = [
 
 def guarded_settings(directory: Path) -> dict[str, Any]:
     """Two instances of two seats each behind two API servers with TLS and API keys."""
-    certificate, key = _self_signed(directory)
+    certificate, key = self_signed(directory)
     return settings(
         directory / "state",
         # Every request goes to an instance at once, so that the engines' own queues are what is looked at.
@@ -40,12 +40,17 @@ def guarded_settings(directory: Path) -> dict[str, Any]:
             "max_queued": MAX_QUEUED,
             "tls_cert": str(certificate),
             "tls_key": str(key),
-            "vllm": {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
+            "vllm": {
+                "enable_auto_tool_choice": True,
+                "tool_call_parser": "hermes",
+                "enable_ssl_refresh": True,
+            },
         },
     )
 
 
-def _self_signed(directory: Path) -> tuple[Path, Path]:
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A new certificate and its key, in place of those that are there."""
     certificate, key = directory / "cert.pem", directory / "key.pem"
     subprocess.run(
         [

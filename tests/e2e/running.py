@@ -60,7 +60,7 @@ def settings(state_dir: Path, **changes: dict[str, Any]) -> dict[str, Any]:
         "ray": {"num_cpus": 16},
         "model": {"path": "builtin:tiny"},
         # A machine with too much to do is not what these tests look at.
-        "instances": {"count": 2, "heartbeat_timeout_s": 60.0},
+        "instances": {"count": 2, "max": 8, "heartbeat_timeout_s": 60.0},
         "engine": {
             "max_model_len": 8192,
             "dtype": "float32",

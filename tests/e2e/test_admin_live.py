@@ -150,6 +150,7 @@ def test_drain_empties_the_instance_and_disturbs_no_request(cluster: RunningClus
         assert cluster.instances()["i0"]["state"] in ("draining", "drained")
         wait_for(lambda: cluster.instances()["i0"]["state"] == "drained", 60, "i0 is drained")
         assert cluster.instances()["i0"]["safe_to_remove"]
+        assert http.get(f"{cluster.admin_url}/readyz").status_code == 200, "maintenance is no fault"
         for stream in streams:
             stream.assert_undisturbed()
     finally:

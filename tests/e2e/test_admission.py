@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,7 @@ from tests.e2e.guarded import (
     ask_in_turn,
     full,
     num_waiting,
+    self_signed,
     trusting,
 )
 from tests.e2e.running import RunningCluster, wait_for, wait_until_idle
@@ -37,6 +40,19 @@ WEATHER: Any = {
 
 
 # ---- TLS and keys ---------------------------------------------------------------------------------------
+
+
+def test_a_certificate_that_is_renewed_on_disk_is_served(guarded: RunningCluster) -> None:
+    certificate, _ = self_signed(Path(guarded.config["http"]["tls_cert"]).parent)
+    address = ("127.0.0.1", guarded.config["http"]["port"])
+    renewed = certificate.read_text()
+
+    def is_served_by_both() -> bool:
+        return all(ssl.get_server_certificate(address) == renewed for _ in range(16))
+
+    wait_for(is_served_by_both, 30, "the renewed certificate is served")
+    with trusting(guarded) as client:
+        assert client.get("/health").status_code == 200
 
 
 def test_endpoint_speaks_tls_with_its_certificate(guarded: RunningCluster) -> None:

@@ -155,7 +155,14 @@ def test_an_engine_argument_that_vllm_does_not_take_is_named(engine: dict[str, A
             {"enable_auto_tool_choice": True},
             "[http.vllm] is not valid: vLLM says: Error: --enable-auto-tool-choice",
         ),
-        ({"uvicorn_log_level": "loud"}, 'http.vllm.uvicorn_log_level = "loud" is not valid: expected one of'),
+        (
+            {"chat_template_content_format": "loud"},
+            'http.vllm.chat_template_content_format = "loud" is not valid: expected one of',
+        ),
+        (
+            {"uvicorn_log_level": "info"},
+            'http.vllm.uvicorn_log_level = "info" cannot be set: set logging.level.',
+        ),
         ({"port": 1}, "http.vllm.port = 1 cannot be set: set http.port."),
     ],
 )

@@ -104,20 +104,34 @@ def test_public_traces_are_read_by_their_column_names(tmp_path: Path, name: str,
     assert read_trace(tmp_path / name) == [SimRequest(0, 0.0, 374, 44), SimRequest(1, 2.5, 396, 109)]
 
 
-def test_common_hash_ids_become_prefix_groups(tmp_path: Path) -> None:
-    path = tmp_path / "mooncake.jsonl"
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_common_hash_ids_become_prefix_groups(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"mooncake.{kind}"
     turns = ([1, 2], [1, 2, 3, 4], [7, 8], [1, 2, 3, 5], [9])
     rows = [
         {"timestamp": i, "input_length": 512 * len(ids) - 12, "output_length": 1, "hash_ids": ids}
         for i, ids in enumerate(turns)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) for row in rows]
+    if kind == "csv":
+        lines = [",".join(rows[0])] + [
+            f'{i},{row["input_length"]},1,"{row["hash_ids"]}"' for i, row in enumerate(rows)
+        ]
+    path.write_text("".join(line + "\n" for line in lines))
     first, second, other, third, alone = read_trace(path)
     assert first.prefix_group == second.prefix_group == third.prefix_group is not None
     # All of the first prompt; of the longer ones the three blocks that they share.
     assert (first.prefix_tokens, second.prefix_tokens, third.prefix_tokens) == (1012, 1536, 1536)
     assert other.prefix_group is None
     assert alone.prefix_group is None
+
+
+@pytest.mark.parametrize("hashes", ["7", '["a"]', "1 2"])
+def test_hash_ids_that_are_no_list_of_integers_are_refused(tmp_path: Path, hashes: str) -> None:
+    path = tmp_path / "mooncake.csv"
+    path.write_text(f"timestamp,input_length,output_length,hash_ids\n0,5,1,{json.dumps(hashes)}\n")
+    with pytest.raises(ConfigError, match=r"line 2: hash_ids = .* expected a list of integers"):
+        read_trace(path)
 
 
 @pytest.mark.parametrize(
