@@ -58,6 +58,7 @@ class _Copy:
     """The source's blocks are kept from reuse by this until ReleaseCopy."""
     sent: Sent = field(default_factory=Sent)
     transfer: Transfer | None = None
+    """None before it has begun, and once it has ended."""
 
 
 @dataclass(slots=True)
@@ -94,6 +95,7 @@ class Copies:
         self._begin(key, copy, peer, self.transports.receive)
 
     def cancel(self, key: tuple[str, int]) -> None:
+        """Nothing to do for a copy that has ended; its end is told in any case."""
         copy = self._open.get(key)
         if copy is not None and copy.transfer is not None:
             self.transports.cancel(copy.transfer)
@@ -124,6 +126,8 @@ class Copies:
         copy = self._open.get(key)
         if copy is None:
             return
+        # What is told below may first bring an abort to light, which asks to cancel this very copy.
+        copy.transfer = None
         self.transports.ended(_transfer_id(key))
         if copy.hold is None:
             del self._open[key]
