@@ -79,10 +79,8 @@ class MigrationPort:
         return len(self._access.block_ids(request_id))
 
     def num_missing_blocks(self) -> int:
-        """Free blocks that the next step lacks, if every request at a block's end takes another."""
-        scheduler = self._access.scheduler
-        num_wanted = sum(r.num_tokens % self.block_size == 0 for r in scheduler.running)
-        return int(num_wanted - self._access.pool.get_num_free_blocks())
+        """Free blocks that the next step lacks for the requests that run; negative if it leaves some."""
+        return self._access.num_blocks_of_next_step() - int(self._access.pool.get_num_free_blocks())
 
     def check_integrity(self) -> list[str]:
         """What is wrong with the books of blocks and requests; empty if nothing is."""

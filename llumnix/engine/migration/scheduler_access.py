@@ -115,6 +115,40 @@ class SchedulerAccess:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def num_blocks_of_next_step(self) -> int:
+        """New blocks that the next step takes for running requests, as Scheduler.schedule will count them."""
+        budget, num_blocks = self.scheduler.max_num_scheduled_tokens, 0
+        for request in self.scheduler.running:
+            num_tokens = min(self._next_tokens(request), budget)
+            if num_tokens > 0:
+                budget -= num_tokens
+                num_held = len(self.block_ids(request.request_id))
+                num_blocks += max(0, self.num_blocks_for(request.num_computed_tokens + num_tokens) - num_held)
+        return num_blocks
+
+    def _next_tokens(self, request: Request) -> int:
+        """Tokens that the next step wants to compute for a running request, were it alone."""
+        scheduler = self.scheduler
+        computed, on_their_way = request.num_computed_tokens, request.num_output_placeholders
+        num_most = request.num_prompt_tokens + request.max_tokens
+        if on_their_way and computed + 2 - on_their_way >= num_most:
+            return 0  # the step in flight brings its last token
+        if scheduler.current_step + 1 < request.next_decode_eligible_step:
+            return 0
+        num_tokens = request.num_tokens_with_spec + on_their_way - computed
+        room = scheduler.max_model_len - computed - scheduler.num_sampled_tokens_per_step
+        return int(min(num_tokens, room, self._longest_chunk()))
+
+    def _longest_chunk(self) -> int:
+        """Tokens of a prefill that one step takes at most, beside its budget."""
+        config, num_requests = self.scheduler.scheduler_config, sum(self.scheduler.get_request_counts())
+        limit = config.long_prefill_token_threshold
+        if not limit or num_requests == 1:
+            return config.max_num_batched_tokens
+        if self.scheduler.adaptive_long_prefill_threshold:
+            return max(limit, config.max_num_batched_tokens // num_requests)
+        return limit
+
     def lookup(self, request: Request, num_tokens: int) -> tuple[Any, int]:
         """(cached blocks, their tokens) of the prefix cache that lie within the first `num_tokens`."""
         blocks, num_hit_tokens, _ = self.kv.get_computed_blocks(request)
