@@ -168,7 +168,8 @@ class Llumlet:
         self._departures.look()
 
     def before_step(self) -> None:
-        """Reservations give way before anybody is preempted."""
+        """What is frozen stays so, and reservations give way before anybody is preempted."""
+        self._port.source.keep_back_preempted()
         if self._arrivals:
             num_missing = self._port.num_missing_blocks()
             if num_missing > 0:

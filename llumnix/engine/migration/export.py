@@ -135,6 +135,12 @@ class Source:
         else:
             self._access.let_go(frozen.request, frozen.earlier_step)
 
+    def keep_back_preempted(self) -> None:
+        """Before a step: what preempted a frozen request since the last one must not have it run on."""
+        for frozen in list(self._frozen.values()):
+            if not frozen.request.is_finished():
+                self._keep_back_if_preempted(frozen.request)
+
     def _keep_back_if_preempted(self, request: Request) -> None:
         """A frozen request that vLLM put back into its queue would run on, perhaps beside another run."""
         frozen = self._frozen.get(request.request_id)
