@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
@@ -143,11 +144,10 @@ class Target:
         num_coming = sum(reservation.info.begun for reservation in self._reservations.values())
         if info.begun and self._access.num_free_run_slots() <= num_coming:
             raise RefusedError("the target has no free run slot")
-        if info.request.lora_request is not None and self._engine.vllm_config.lora_config is None:
-            raise RefusedError("the target runs without LoRA")
 
     def _rebuild(self, info: PrepareInfo, request_id: str) -> Request:
         """vLLM's object for the request, with the output so far and the same block hashes."""
+        self._load_adapter(info.request.lora_request)
         sent = msgspec.structs.replace(info.request, request_id=request_id)
         request: Request
         request, _ = self._engine.preprocess_add_request(sent)
@@ -157,6 +157,18 @@ class Target:
         if known is not None and self._access.last_full_block_hash(request) != known:
             raise RefusedError("source and target hash blocks differently")
         return request
+
+    def _load_adapter(self, lora_request: LoRARequest | None) -> None:
+        """A step would load it, too, but the engine dies of one that cannot be loaded there."""
+        if lora_request is None:
+            return
+        if self._engine.vllm_config.lora_config is None:
+            raise RefusedError("the target runs without LoRA")
+        try:
+            self._engine.add_lora(lora_request)
+        except Exception as error:
+            reason = f"the target cannot load the adapter {lora_request.lora_name!r}: {error}"
+            raise RefusedError(reason) from error
 
     def _check_final(self, reservation: Reservation, final: FinalState) -> None:
         known = reservation.request.num_output_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -82,3 +83,22 @@ def test_an_engine_without_lora_refuses(
     with pytest.raises(RefusedError, match="runs without LoRA"):
         Move(source, target, "b", "b-1").prepare()
     source.run("b")
+
+
+def test_an_adapter_that_cannot_be_loaded_refuses_and_the_engine_lives(
+    lora_labs: tuple[Lab, Lab], adapter: LoRARequest
+) -> None:
+    """In a step it would end the engine; an adapter's files may be gone, or be on other machines only."""
+    source, target = lora_labs
+    source.submit("c", prompt(40), sampling(), lora_request=adapter)
+    source.step()
+    info = source.port.source.identity("c")
+    gone = LoRARequest("gone", 2, "/no/such/adapter")
+    info = msgspec.structs.replace(info, request=msgspec.structs.replace(info.request, lora_request=gone))
+    with pytest.raises(RefusedError, match="the target cannot load the adapter 'gone'"):
+        target.port.target.reserve(info, "c-1")
+    with pytest.raises(RefusedError, match="the target cannot load the adapter 'gone'"):
+        target.port.target.open(info, "c-1")
+    assert target.port.target.reservations() == []
+    assert target.port.check_integrity() == []
+    source.run("c")
