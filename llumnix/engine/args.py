@@ -13,13 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llumnix.config.messages import closest, is_secret, show, unknown, wrong
 from llumnix.config.preflight import check_model
 from llumnix.config.root import Config
-from llumnix.engine.migration.worker import EXTENSION
+from llumnix.engine.migration.worker import CPU_WORKER, EXTENSION
 from llumnix.engine.model_path import resolve_model, resolved_path
 from llumnix.engine.owned_args import owner
 from llumnix.engine.simulated.arguments import default_arguments, fixed_arguments
@@ -99,6 +100,7 @@ def _fixed(config: Config, model: str) -> dict[str, Any]:
         "prefix_caching_hash_algo": "sha256_cbor",
         "mm_processor_cache_gb": 0.0,
         "disable_log_stats": False,
+        "worker_cls": CPU_WORKER if current_platform.is_cpu() else "auto",
         "worker_extension_cls": EXTENSION,
         "distributed_executor_backend": "uni" if config.world_size == 1 else "mp",
         "host": config.http.host,

@@ -11,8 +11,11 @@ from llumnix.config import load_config, parse_config
 
 pytest.importorskip("vllm")
 
+from vllm.platforms import current_platform
+
 from llumnix.engine import memory
 from llumnix.engine.args import check_engine_args, engine_args, server_namespace
+from llumnix.engine.migration.worker import CPU_WORKER
 from llumnix.engine.owned_args import _OWNED, owner
 from llumnix.errors import ConfigError
 
@@ -60,6 +63,7 @@ def test_what_llumnix_fixes_is_set_whatever_vllms_defaults_are() -> None:
     assert args.prefix_caching_hash_algo == "sha256_cbor"
     assert args.mm_processor_cache_gb == 0
     assert args.disable_log_stats is False
+    assert args.worker_cls == (CPU_WORKER if current_platform.is_cpu() else "auto")
     assert (args.model, args.served_model_name) == ("/", ["m"])
 
 

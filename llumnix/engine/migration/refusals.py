@@ -90,8 +90,6 @@ def _progress_refusal(engine: Any, access: SchedulerAccess, request: Request) ->
         return "its prompt logprobs are not finished, and model runner V2 cannot take over a part of them"
     if sampling.prompt_logprob_token_ids is not None:
         return "its prompt token scores are not finished"
-    if sampling.seed is not None and engine.vllm_config.device_config.device_type == "cpu":
-        return "vLLM on CPU cannot draw from a seed in the middle of a prefill"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ def import_request(runner: Any, order: ImportOrder, state: WorkerState) -> None:
     """Leave the request as a preempted one: the runner takes its blocks from the step that resumes it."""
     if order.request_id in runner.requests:
         raise ValueError(f"the model runner already knows request {order.request_id}")
-    runner.requests[order.request_id] = CachedRequestState(
+    request = CachedRequestState(
         req_id=order.request_id,
         prompt_token_ids=order.prompt_token_ids,
         mm_features=order.mm_features,
@@ -41,6 +43,9 @@ def import_request(runner: Any, order: ImportOrder, state: WorkerState) -> None:
         lora_request=order.lora_request,
         in_progress_prompt_logprobs_cpu=_logprobs(state.prompt_logprobs),
     )
+    if runner.uses_mrope:  # a function of the prompt, which every step asks for
+        runner._init_mrope_positions(request)
+    runner.requests[order.request_id] = request
     if state.awaits_prompt_logprobs:
         wanted = order.sampling_params.prompt_logprobs
         runner.num_prompt_logprobs[order.request_id] = (
@@ -55,22 +60,40 @@ def forget_request(runner: Any, request_id: str) -> None:
 
 
 def replayed_state(runner: Any, seed: int | None, num_tokens: int) -> WorkerState:
-    """The state of a request's generator after it has drawn `num_tokens` tokens here.
+    """The state of a request's generator after it has drawn `num_tokens` tokens here, one at a time.
 
-    Draws what TopKTopPSampler draws per token: a number on CPU, a row of noise over the vocabulary on GPU.
+    Draws what TopKTopPSampler draws per token: a number on most CPUs, else a row of noise, a vocabulary wide.
     """
     if seed is None:
         return WorkerState()
     generator = torch.Generator(device=runner.device)
     generator.manual_seed(seed)
-    if runner.device.type == "cpu":
+    sampler = runner.sampler.topk_topp_sampler
+    if sampler.forward.__name__ == "forward_cpu" and not sampler.use_fp64_gumbel:
         for _ in range(num_tokens):
             torch.randint(0, 2**31, (1,), generator=generator, dtype=torch.long)
     else:
-        row = torch.empty(runner.model_config.get_vocab_size(), dtype=torch.float32, device=runner.device)
+        dtype = torch.float64 if sampler.use_fp64_gumbel else torch.float32
+        row = torch.empty(runner.model_config.get_vocab_size(), dtype=dtype, device=runner.device)
         for _ in range(num_tokens):
             row.exponential_(generator=generator)
     return WorkerState(generator=generator.get_state().numpy().tobytes())
+
+
+@contextmanager
+def undrawn(runner: Any) -> Iterator[None]:
+    """Around the sampling of a step: a request in the middle of its prefill draws nothing from its generator.
+
+    vLLM samples a token for it and throws it away, and sets the generator back by its offset, which one of a
+    CPU does not have: stock vLLM raises. Without a generator the row takes its noise from the batch's.
+    """
+    batch = runner.input_batch
+    discarded = np.nonzero(runner.discard_request_mask.np[: batch.num_reqs])[0].tolist()
+    kept = {row: batch.generators.pop(row) for row in discarded if row in batch.generators}
+    try:
+        yield
+    finally:
+        batch.generators.update(kept)
 
 
 def _generator(device: torch.device, state: bytes) -> torch.Generator:

@@ -17,6 +17,8 @@ from llumnix.engine.migration.state import WorkerState
 
 EXTENSION = "llumnix.engine.migration.worker.MigrationWorker"
 """For vLLM's argument `worker_extension_cls`."""
+CPU_WORKER = "llumnix.engine.migration.cpu_worker.CPUWorker"
+"""For vLLM's argument `worker_cls` on CPU."""
 
 
 class MigrationWorker:

@@ -26,6 +26,7 @@ with patch.dict(os.environ):  # only here: other tests start processes of their 
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.envs import disable_envs_cache as disable_envs_cache
     from vllm.lora.request import LoRARequest as LoRARequest
+    from vllm.platforms import current_platform
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.core.sched.interface import PauseState as PauseState
     from vllm.v1.engine import EngineCoreRequest
@@ -34,7 +35,7 @@ with patch.dict(os.environ):  # only here: other tests start processes of their 
     from vllm.v1.request import RequestStatus
 
     from llumnix.engine.migration.port import MigrationPort
-    from llumnix.engine.migration.worker import EXTENSION
+    from llumnix.engine.migration.worker import CPU_WORKER, EXTENSION
 
 BLOCK_SIZE = 32
 CHUNK_TOKENS = 256
@@ -69,6 +70,7 @@ class Lab:
             "scheduling_policy": "priority",
             "prefix_caching_hash_algo": "sha256_cbor",
             "mm_processor_cache_gb": 0,
+            "worker_cls": CPU_WORKER if current_platform.is_cpu() else "auto",
             "worker_extension_cls": EXTENSION,
         }
         settings |= arguments
@@ -145,7 +147,7 @@ class Lab:
 
     @contextmanager
     def in_chunks(self) -> Iterator[None]:
-        """Prefill at most CHUNK_TOKENS in a step (a seeded prompt in pieces would end vLLM on CPU)."""
+        """Prefill at most CHUNK_TOKENS in a step."""
         scheduler = self.engine.scheduler
         usual = scheduler.max_num_scheduled_tokens
         scheduler.max_num_scheduled_tokens = CHUNK_TOKENS

@@ -100,7 +100,8 @@ def test_hops_without_a_step_between_them(labs: tuple[Lab, Lab]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_steps"), [("greedy", 2), ("prompt logprobs", 1), ("penalties", 1), ("json schema", 1)]
+    ("kind", "num_steps"),
+    [("greedy", 2), ("seeded", 1), ("prompt logprobs", 1), ("penalties", 1), ("json schema", 1)],
 )
 def test_moved_in_the_middle_of_its_prefill(any_labs: tuple[Lab, Lab], kind: str, num_steps: int) -> None:
     source, target = any_labs
@@ -228,3 +229,21 @@ def test_control_prompt_logprobs_that_start_again_are_caught(labs: tuple[Lab, La
     assert result.prompt_logprobs is not None and reference.prompt_logprobs is not None
     assert result.prompt_logprobs[-1] == pytest.approx(reference.prompt_logprobs[-1], abs=1e-5)
     assert result.prompt_logprobs[0] != pytest.approx(reference.prompt_logprobs[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["seeded", "seeded top-p top-k", "json schema seeded"])
+def test_a_seeded_prompt_in_chunks_draws_as_in_a_single_step(
+    any_labs: tuple[Lab, Lab], kind: str
+) -> None:
+    """Stock vLLM on CPU would end here."""
+    lab = any_labs[0]
+    params, tokens = sampling(**KINDS[kind]), prompt(2 * CHUNK_TOKENS + 90, seed=2)
+    reference = unmoved(lab, tokens, params)
+    short = unmoved(lab, prompt(20), sampling(temperature=1.0, seed=9))
+    neighbour = lab.submit("neighbour", prompt(20), sampling(temperature=1.0, seed=9))
+    lab.step()
+    with lab.in_chunks():
+        result = lab.submit("a", tokens, params)
+        lab.run("a", "neighbour")
+    check_same(result, reference)
+    assert neighbour.tokens == short.tokens
