@@ -109,7 +109,7 @@ class InstanceCore(EngineCoreProc):
         self.clock.workers = tuple(w.proc.pid for w in getattr(self.model_executor, "workers", ()))
         self.port = MigrationPort(self)
         self.view = SchedulerView(self.scheduler, self.port.source.frozen_in_no_queue)
-        self.resumer = Resumer(self, self.port.target)
+        self.resumer = Resumer(self, self.port.target, self.on_engine_thread, self._cannot_resume)
         self._transports = open_transports(
             self, self.port, self._migration.backend, self.host, self.endpoints
         )
@@ -169,16 +169,12 @@ class InstanceCore(EngineCoreProc):
         if executed:
             self._step_ms += _AVERAGE_WEIGHT * ((now - started) * 1e3 - self._step_ms)
         if self.resumer.is_waiting:
-            self._advance_resumed()
+            self.resumer.advance()
         if self.llumlet.is_busy:
             self.llumlet.after_step(now)
         if now >= self._next_report_at:
             self.publish_report(now)
         return executed
-
-    def _advance_resumed(self) -> None:
-        for failure in self.resumer.advance():
-            self._cannot_resume(*failure)
 
     def _process_input_queue(self) -> None:
         if not self.has_work():
@@ -193,7 +189,6 @@ class InstanceCore(EngineCoreProc):
             self.resumer.resume(request, output_token_ids)
         except RefusedError as error:
             self._cannot_resume(request.request_id, request.client_index, str(error))
-        self._advance_resumed()
 
     def _cannot_resume(self, request_id: str, api_server: int, reason: str) -> None:
         logger.warning("request %s cannot be resumed: %s", request_id, reason)
@@ -242,8 +237,6 @@ class InstanceCore(EngineCoreProc):
 
     def tick(self) -> None:
         """Twice a second: the table of requests, and while idle the report that no step publishes."""
-        if self.resumer.is_waiting:
-            self._advance_resumed()
         self.llumlet.after_step(time.monotonic())
         if not self.has_work():
             self.publish_report(time.monotonic())

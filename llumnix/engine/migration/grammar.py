@@ -6,7 +6,7 @@ token, or, with a reasoning parser, each one after the end of the reasoning.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -36,6 +36,12 @@ def is_ready(request: Request) -> bool:
     if isinstance(structured.grammar, Exception):
         raise RefusedError(f"its grammar cannot be compiled: {structured.grammar}")
     return structured.grammar is not None
+
+
+def is_compiling(request: Request) -> bool:
+    """Whether another thread still compiles the request's grammar."""
+    structured = request.structured_output_request
+    return structured is not None and not structured.is_grammar_ready
 
 
 def when_compiled(request: Request, call: Callable[[], object]) -> None:
@@ -84,6 +90,29 @@ class GrammarReplay:
         structured = self._request.structured_output_request
         assert structured is not None
         return structured
+
+
+class OutputReplay:
+    """Makes a request's output again, a piece at a time, as vLLM's scheduler did when it was sampled.
+
+    So a reasoning parser sees each token behind those before it, and the grammar is fed what it was fed then.
+    """
+
+    def __init__(
+        self, manager: StructuredOutputManager, request: Request, output_token_ids: Sequence[int]
+    ) -> None:
+        self._manager = manager
+        self._request = request
+        self._tokens = output_token_ids
+
+    def advance(self, max_tokens: int) -> bool:
+        """Append and feed up to `max_tokens`; whether all are. RefusedError if the grammar rejects one."""
+        request, first = self._request, self._request.num_output_tokens
+        for token in self._tokens[first : first + max_tokens]:
+            request.append_output_token_ids(token)
+            if not self._manager.accept_tokens(request, [token]):
+                raise RefusedError("its grammar rejects a token that the source has sent")
+        return request.num_output_tokens == len(self._tokens)
 
 
 def _num_fed_tokens(manager: StructuredOutputManager, request: Request) -> int:
