@@ -32,8 +32,7 @@ LONG_ANSWER = {
 """A schema whose answers are not over before they can be moved."""
 LONG_EVERY = 10
 """Of so many requests one has a prompt that is prefilled in chunks."""
-# Long prompts in chunks, and room beside them: vLLM on CPU fails on a seeded prompt in chunks.
-ENGINE = {"long_prefill_token_threshold": 1024, "max_num_batched_tokens": 16384}
+ENGINE = {"long_prefill_token_threshold": 1024}
 
 
 @dataclass

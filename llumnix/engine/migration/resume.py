@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vllm.sampling_params import SamplingParams, SamplingType
@@ -62,25 +63,16 @@ class Resumer:
         replay = None
         if structured:
             replay = OutputReplay(self._engine.structured_output_manager, reservation.request, tokens)
-        self._pending.append(_Pending(reservation, final, replay))
+        one = _Pending(reservation, final, replay)
+        self._pending.append(one)
         if grammar.is_compiling(reservation.request):
-            self._target.when_compiled(reservation, lambda: self._on_engine_thread(self.advance))
-        self.advance()
+            again = partial(self._on_engine_thread, partial(self._advance, [one]))
+            self._target.when_compiled(reservation, again)
+        self._advance([one])
 
     def advance(self) -> None:
         """Adopt what is ready; to be called after each step, and comes back by itself while there is none."""
-        pending, self._pending = self._pending, []
-        for one in pending:
-            reservation = one.reservation
-            try:
-                if self._is_ready(one):
-                    self._target.adopt(reservation, one.final)
-                else:
-                    self._pending.append(one)
-            except RefusedError as error:
-                self._target.free(reservation)
-                self._cannot_resume(reservation.request_id, reservation.request.client_index, str(error))
-        self._come_back_if_idle()
+        self._advance(list(self._pending))
 
     def forget(self, request_ids: Sequence[str]) -> None:
         """Aborted before they could go on."""
@@ -92,6 +84,21 @@ class Resumer:
     @property
     def is_waiting(self) -> bool:
         return bool(self._pending)
+
+    def _advance(self, those: list[_Pending]) -> None:
+        for one in those:
+            if one not in self._pending:  # aborted, or adopted after a step
+                continue
+            reservation = one.reservation
+            try:
+                if not self._is_ready(one):
+                    continue
+                self._target.adopt(reservation, one.final)
+            except RefusedError as error:
+                self._target.free(reservation)
+                self._cannot_resume(reservation.request_id, reservation.request.client_index, str(error))
+            self._pending.remove(one)
+        self._come_back_if_idle()
 
     def _is_ready(self, one: _Pending) -> bool:
         """Each call feeds its grammar a bounded piece."""

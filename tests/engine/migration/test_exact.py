@@ -232,9 +232,7 @@ def test_control_prompt_logprobs_that_start_again_are_caught(labs: tuple[Lab, La
 
 
 @pytest.mark.parametrize("kind", ["seeded", "seeded top-p top-k", "json schema seeded"])
-def test_a_seeded_prompt_in_chunks_draws_as_in_a_single_step(
-    any_labs: tuple[Lab, Lab], kind: str
-) -> None:
+def test_a_seeded_prompt_in_chunks_draws_as_in_a_single_step(any_labs: tuple[Lab, Lab], kind: str) -> None:
     """Stock vLLM on CPU would end here."""
     lab = any_labs[0]
     params, tokens = sampling(**KINDS[kind]), prompt(2 * CHUNK_TOKENS + 90, seed=2)
