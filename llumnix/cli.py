@@ -79,6 +79,7 @@ def _run(path: Path, *, check: bool, join: bool, head: bool) -> int:
 def _check(config: Config) -> None:
     """Prints the effective configuration after every check that needs nothing started."""
     from llumnix.config import check_files, check_ports, to_toml
+    from llumnix.engine.memory import check_memory
 
     check_files(config)
     check_ports(config)
@@ -87,10 +88,9 @@ def _check(config: Config) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with contextlib.redirect_stdout(sys.stderr):
         from llumnix.engine.args import check_engine_args
-        from llumnix.engine.memory import check_memory
 
         check_engine_args(config)
-        check_memory(config)
+    check_memory(config)
     typer.echo(to_toml(config), nl=False)
 
 

@@ -30,6 +30,7 @@ from llumnix.config import (
     load_config,
     reloaded,
 )
+from llumnix.engine.memory import check_memory
 from llumnix.errors import ConfigError, StartupError
 from llumnix.log import get_logger, log_to
 from llumnix.progress import Progress
@@ -136,6 +137,8 @@ class _Daemon:
         ledger = await take_over(config, node, record)
         if not ledger.api_servers:
             check_port("http", config.http.host, config.http.port)
+        if not ledger.instances:  # what a former run held is free by now
+            check_memory(config)
         manager = ClusterManager(
             config, ledger, await model, node.temp_dir / "cores", record, self._write_down
         )

@@ -81,9 +81,18 @@ def run_engine(spec: EngineSpec, host: str, on_stage: Callable[[str], None]) -> 
         )
     except Exception as error:
         logger.exception("instance %s could not be started", spec.instance)
-        return root_cause(error)
+        return _why_not_started(error, spec.config)
     on_stage(SERVING)
     return _run_loop(core, spec.instance)
+
+
+def _why_not_started(error: BaseException, config: Config) -> str:
+    """The root cause; a ConfigError where a setting is at fault, so that nobody tries it again."""
+    from llumnix.engine.refused_start import refused_setting
+
+    reason = root_cause(error)
+    refused = refused_setting(reason, config)
+    return root_cause(refused) if refused is not None else reason
 
 
 def _compile_nothing_if_eager(config: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llumnix.cluster import leftovers
+from llumnix.engine.memory import machine_memory
 from tests.e2e.running import launch, settings, wait_for
 
 START_S = 120.0
@@ -48,6 +49,21 @@ def test_engine_setting_that_vllm_refuses_is_named(tmp_path: Path, key: str, val
     config = settings(tmp_path / "state", instances={"count": 1}, engine={key: value})
     sentence = refusal(config, tmp_path, 2)
     assert told in sentence and str(value) in sentence
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [
+        ("900G", 1, "expected at most"),
+        (f"{machine_memory()[1] * 6 // 10 // 2**20}M", 2, "as 2 KV caches must fit into"),
+        ("1M", 1, "expected a KV cache that holds one request of engine.max_model_len tokens"),
+    ],
+    ids=["too much", "too much together", "too little"],
+)
+def test_kv_memory_that_does_not_do_is_named(tmp_path: Path, size: str, count: int, expected: str) -> None:
+    config = settings(tmp_path / "state", instances={"count": count}, engine={"kv_cache_memory_bytes": size})
+    sentence = refusal(config, tmp_path, 2)
+    assert f'engine.kv_cache_memory_bytes = "{size}" is not valid' in sentence and expected in sentence
 
 
 def test_directory_that_holds_no_model_is_named(tmp_path: Path) -> None:

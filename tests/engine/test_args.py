@@ -219,7 +219,7 @@ def test_a_refused_secret_is_not_shown() -> None:
 @pytest.fixture
 def eight_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "machine_memory", lambda: (8 * GIB, 6 * GIB))
-    monkeypatch.setattr(memory.current_platform, "is_cpu", lambda: True, raising=False)
+    monkeypatch.setattr(memory, "uses_gpus", lambda: False)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
 
 
@@ -270,6 +270,22 @@ def test_a_variable_that_would_replace_the_size_asked_for_is_refused(monkeypatch
     assert "VLLM_CPU_KVCACHE_SPACE = 4 in the environment" in memory_refusal(
         {"engine": {"kv_cache_memory_bytes": "1G"}}
     )
+
+
+@pytest.mark.parametrize(
+    "size", [1024, "1024", "16M", "16m", "1.5k", " 2G ", "3t", "1.5K", "1e9", "much", True]
+)
+def test_a_size_is_read_as_vllm_reads_it(size: object) -> None:
+    config = parse_config({"engine": {"kv_cache_memory_bytes": size}})
+    try:
+        expected = engine_args(config, model="/").kv_cache_memory_bytes
+    except ConfigError:
+        expected = None
+    assert memory.num_bytes(size) == expected
+
+
+def test_the_share_of_the_machine_taken_without_a_size_is_vllms() -> None:
+    assert engine_args(parse_config({}), model="/").gpu_memory_utilization == memory.DEFAULT_FRACTION
 
 
 def test_the_machines_available_memory_is_part_of_its_total() -> None:
