@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 from llumnix.config.base import Name, NodeIp, Port, Seconds, Section, Text, UserPath, is_loopback, must
 from llumnix.config.messages import wrong
 
-# A Unix socket's path has at most 107 bytes; Ray adds 67 (session name, "/sockets/plasma_store", a number).
-_TEMP_DIR_MAX_BYTES = 40
+# A Unix socket's path has at most 107 bytes; a run's own directories (leftovers, ray_node) add 19, and
+# Ray 67 (session name, "/sockets/plasma_store", a number).
+TEMP_DIR_MAX_BYTES = 107 - 19 - 67
 
 
 def host_port(address: str) -> tuple[str, int] | None:
@@ -75,12 +76,16 @@ class RayConfig(Section):
         default=None, examples=[8], description="GPUs of this node that Ray may give out; all when left out."
     )
     temp_dir: (
-        Annotated[UserPath, must(lambda p: len(bytes(p)) <= _TEMP_DIR_MAX_BYTES, "at most 40 bytes")] | None
+        Annotated[
+            UserPath,
+            must(lambda p: len(bytes(p)) <= TEMP_DIR_MAX_BYTES, f"at most {TEMP_DIR_MAX_BYTES} bytes"),
+        ]
+        | None
     ) = Field(
         default=None,
         examples=["/tmp/llx-ray"],
-        description="Ray's sockets and logs, a path of at most 40 bytes, as a Unix socket's path is "
-        "limited; when left out a short one below /tmp, the cluster's own.",
+        description=f"Ray's sockets and logs, a path of at most {TEMP_DIR_MAX_BYTES} bytes, as a Unix "
+        "socket's path is limited; when left out a short one below /tmp, the cluster's own.",
     )
     dashboard: bool = Field(default=False, description="Start Ray's dashboard on loopback.")
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from llumnix.cluster import leftovers, ray_driver, ray_node
+from llumnix.config.cluster import TEMP_DIR_MAX_BYTES
 from llumnix.errors import LlumnixError, StartupError
 
 TOKEN = "0123456789abcdef" * 4
@@ -295,6 +296,13 @@ def test_a_directory_too_long_for_unix_sockets_is_refused(tmp_path: Path) -> Non
     with pytest.raises(StartupError, match=f"{temp_dir}.* too long"):
         start_head(temp_dir=temp_dir)
     assert not temp_dir.exists()
+
+
+def test_the_longest_directory_that_the_file_may_name_leaves_room_for_a_run() -> None:
+    longest = "/" + "x" * (TEMP_DIR_MAX_BYTES - 1)
+    ray_node._require_short(Path(leftovers.new_run(Path(longest)).temp_dir))
+    with pytest.raises(StartupError, match="1 bytes too long"):
+        ray_node._require_short(Path(leftovers.new_run(Path(longest + "x")).temp_dir))
 
 
 def test_a_directory_that_exists_is_not_taken_over(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def test_a_model_without_weights_is_named(tmp_path: Path) -> None:
         loader._prepare_weights(str(tmp_path), None, None, True, None)
     reason = _why_not_started(caught.value, parse_config({"model": {"path": str(tmp_path)}}))
     assert reason == (
-        f'ConfigError: model.path = "{tmp_path}" is not valid: expected a model with weights (vLLM found none).'
+        f'ConfigError: model.path = "{tmp_path}" is not valid: expected a model with weights '
+        "(vLLM found none)."
     )
 
 
