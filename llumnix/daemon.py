@@ -25,6 +25,7 @@ from llumnix.config import (
     Config,
     check_files,
     check_model,
+    check_node_ip,
     check_port,
     check_ports,
     load_config,
@@ -56,6 +57,7 @@ def run(path: Path, config: Config) -> int:
         if local_node.living(state_dir) is None:
             check_ports(config)
         else:  # the others may be in use by what is taken over
+            check_node_ip(config)
             check_port("admin", config.admin.host, config.admin.port)
         return asyncio.run(_Daemon(path, config).run())
 

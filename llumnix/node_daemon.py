@@ -10,7 +10,7 @@ from llumnix.admin.tokens import read_token
 from llumnix.cluster import ledger as ledgers
 from llumnix.cluster import leftovers, local_node, ray_driver, ray_node, takeover
 from llumnix.cluster.lock import ClusterLock
-from llumnix.config import Config
+from llumnix.config import Config, check_node_ip
 from llumnix.daemon import RAY_GRACE_S, log_to_file
 from llumnix.errors import ConfigError, LlumnixError, StartupError
 from llumnix.log import get_logger
@@ -28,6 +28,7 @@ def head(config: Config) -> int:
 
     llumnixd itself may come and go meanwhile.
     """
+    check_node_ip(config)
     state_dir = config.cluster.state_dir
     with local_node.keeper_lock(state_dir):
         log_to_file(config, "llumnixd-head.log")
@@ -52,6 +53,7 @@ def join(config: Config) -> int:
             f'ray.address = "{config.ray.address}" in the file of a joining machine, expected '
             '"HOST:PORT" of the head.'
         )
+    check_node_ip(config)
     state_dir = config.cluster.state_dir
     name = local_node.RAY_TOKEN_FILE
     token = read_token(state_dir / name, f"copy {name} from the head's cluster.state_dir here")

@@ -20,6 +20,7 @@ from llumnix.config import (
     Config,
     check_files,
     check_model,
+    check_node_ip,
     check_port,
     check_ports,
     effective,
@@ -27,6 +28,7 @@ from llumnix.config import (
     parse_config,
     to_toml,
 )
+from llumnix.config.cluster import TEMP_DIR_MAX_BYTES
 from llumnix.config.messages import MASK
 from llumnix.config.reference import reference
 from llumnix.config.toml import dumps
@@ -161,7 +163,6 @@ def test_an_instance_asks_for_as_many_gpus_as_it_has_workers() -> None:
     [
         ({}, "ipc"),
         ({"ray": {"node_ip": "10.0.0.1"}}, "tcp"),
-        ({"ray": {"node_ip": "::1"}}, "ipc"),
         ({"cluster": {"transport": "tcp"}}, "tcp"),
     ],
 )
@@ -233,8 +234,11 @@ def test_an_unknown_table_is_suggested_the_right_one() -> None:
             {"ray": {"address": "nowhere"}},
             'ray.address = "nowhere" is not valid: expected one of "local", "auto"',
         ),
-        ({"ray": {"node_ip": "0.0.0.0"}}, 'ray.node_ip = "0.0.0.0" is not valid: expected the IP address'),
-        ({"ray": {"temp_dir": "/" + "x" * 50}}, "expected at most 40 bytes"),
+        *(
+            ({"ray": {"node_ip": ip}}, f'ray.node_ip = "{ip}" is not valid: expected the IPv4 address')
+            for ip in ("0.0.0.0", "::1", "127.0.0.2", "localhost")
+        ),
+        ({"ray": {"temp_dir": "/" + "x" * TEMP_DIR_MAX_BYTES}}, "expected at most 21 bytes"),
         (
             {"engine": {"tensor_parallel_size": "2"}},
             'engine.tensor_parallel_size = "2" is not valid: expected a whole',
@@ -552,6 +556,13 @@ def test_free_ports_are_still_free_after_the_check() -> None:
     config = parse_config({"http": {"port": free_port()}, "admin": {"port": free_port()}})
     check_ports(config)
     check_ports(config)
+
+
+def test_a_node_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r'ray\.node_ip = "192\.0\.2\.1" is not valid: expected an address of this machine'
+    ):
+        check_node_ip(parse_config({"ray": {"node_ip": "192.0.2.1"}}))
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])

@@ -60,11 +60,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _is_reachable_ip(text: str) -> bool:
+def _is_node_ip(text: str) -> bool:
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.IPv4Address(text)
     except ValueError:
         return False
+    if address.is_loopback:  # Ray keeps to the loopback interface by this address only
+        return text == "127.0.0.1"
     return not (address.is_unspecified or address.is_multicast)
 
 
@@ -86,6 +88,9 @@ UserPath = Annotated[
 Host = Annotated[
     str, must(lambda v: re.fullmatch(r"[A-Za-z0-9_.:-]+", v) is not None, "a host name or IP address")
 ]
-NodeIp = Annotated[str, must(_is_reachable_ip, "the IP address at which other nodes reach this machine")]
+NodeIp = Annotated[
+    str,
+    must(_is_node_ip, "the IPv4 address at which other nodes reach this machine, or 127.0.0.1"),
+]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]

@@ -13,11 +13,17 @@ _BUILTIN_MODELS = ("tiny",)
 
 
 def check_ports(config: Config) -> None:
-    """Refuses ports that cannot be listened at; binds each for a moment."""
+    """Refuses addresses and ports that cannot be listened at; binds each for a moment."""
+    check_node_ip(config)
     check_port("http", config.http.host, config.http.port)
     check_port("admin", config.admin.host, config.admin.port)
     if config.ray.address == "local" and config.ray.port is not None:
         check_port("ray", config.ray.node_ip, config.ray.port)
+
+
+def check_node_ip(config: Config) -> None:
+    """Refuses a ray.node_ip that is no address of this machine."""
+    check_port("ray", config.ray.node_ip, 0)
 
 
 def check_port(section: str, host: str, port: int) -> None:
