@@ -28,6 +28,7 @@ from llumnix.config import (
     check_node_ip,
     check_port,
     check_ports,
+    hold_port,
     load_config,
     reloaded,
 )
@@ -139,6 +140,8 @@ class _Daemon:
         ledger = await take_over(config, node, record)
         if not ledger.api_servers:
             check_port("http", config.http.host, config.http.port)
+        if (holder := hold_port(config.http.host, config.http.port)) is not None:
+            stack.callback(holder.close)
         if not ledger.instances:  # what a former run held is free by now
             check_memory(config)
         manager = ClusterManager(
@@ -289,7 +292,7 @@ def _url(config: Config) -> str:
 
 
 def _raise_if_hopeless(manager: ClusterManager, control: LiveControl) -> None:
-    """End a start that cannot succeed: a setting that vLLM refuses, or all instances given up."""
+    """End a start that cannot succeed: a setting that vLLM refuses, or what was given up."""
     reasons = [server.reason for server in manager.api_servers.states]
     instances = control.instances()
     reasons += [instance.reason for instance in instances]
@@ -297,5 +300,8 @@ def _raise_if_hopeless(manager: ClusterManager, control: LiveControl) -> None:
         if _CONFIG_ERROR in reason:
             # Of what is to follow (a restart) nothing will.
             raise ConfigError(reason.split(_CONFIG_ERROR, 1)[1].rsplit("; restarts in ", 1)[0])
+    for server in manager.api_servers.states:
+        if server.failures > manager.config.instances.restart_limit:
+            raise StartupError(f"API server {server.index} could not be started: {server.reason}")
     if instances and all(instance.state == "failed" for instance in instances):
         raise StartupError(f"no instance could be started: {instances[0].reason}")

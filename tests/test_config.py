@@ -24,6 +24,7 @@ from llumnix.config import (
     check_port,
     check_ports,
     effective,
+    hold_port,
     load_config,
     parse_config,
     to_toml,
@@ -456,6 +457,31 @@ def test_a_certificate_that_is_not_there_is_refused(tmp_path: Path) -> None:
         check_files(parse_config({"http": http}))
 
 
+def self_signed(directory: Path, name: str, *options: str) -> tuple[Path, Path]:
+    certificate, key = directory / f"{name}.pem", directory / f"{name}-key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-keyout", str(key), "-out", str(certificate), *options]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+def tls_refusal(certificate: Path, key: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_files(parse_config({"http": {"tls_cert": str(certificate), "tls_key": str(key)}}))
+    return str(caught.value)
+
+
+def test_a_certificate_that_no_server_can_use_is_refused_with_its_key(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path, "one", "-nodes")
+    _, other = self_signed(tmp_path, "other", "-nodes")
+    _, encrypted = self_signed(tmp_path, "encrypted", "-passout", "pass:hush")
+    check_files(parse_config({"http": {"tls_cert": str(certificate), "tls_key": str(key)}}))
+    assert re.match(r"http\.tls_cert = .* is not valid: expected a certificate", tls_refusal(key, key))
+    for wrong in (certificate, other, encrypted):
+        refusal = tls_refusal(certificate, wrong)
+        assert re.match(r"http\.tls_key = .* is not valid: expected the private key of", refusal)
+
+
 # What is shown
 
 
@@ -563,6 +589,20 @@ def test_a_node_address_of_another_machine_is_refused() -> None:
         ConfigError, match=r'ray\.node_ip = "192\.0\.2\.1" is not valid: expected an address of this machine'
     ):
         check_node_ip(parse_config({"ray": {"node_ip": "192.0.2.1"}}))
+
+
+def test_a_held_port_is_free_for_our_api_servers_and_nobody_else() -> None:
+    port = free_port()
+    holder = hold_port("127.0.0.1", port)
+    assert holder is not None
+    with holder:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=f"http.port = {port} is not valid: expected a free port"):
+                check_port("http", "127.0.0.1", port)
+        with socket.create_server(("127.0.0.1", port), reuse_port=True) as server:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            server.accept()[0].close()
+    check_port("http", "127.0.0.1", port)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])

@@ -8,7 +8,14 @@ from llumnix.config.changes import bound_to_processes, changed, digests, reloade
 from llumnix.config.cluster import ClusterConfig, InstancesConfig, LoggingConfig, ModelConfig, RayConfig
 from llumnix.config.effective import effective, to_toml
 from llumnix.config.load import load_config, parse_config
-from llumnix.config.preflight import check_files, check_model, check_node_ip, check_port, check_ports
+from llumnix.config.preflight import (
+    check_files,
+    check_model,
+    check_node_ip,
+    check_port,
+    check_ports,
+    hold_port,
+)
 from llumnix.config.root import Config
 from llumnix.config.scheduling import (
     AutoscaleConfig,
@@ -46,6 +53,7 @@ __all__ = [
     "check_ports",
     "digests",
     "effective",
+    "hold_port",
     "load_config",
     "parse_config",
     "reloaded",

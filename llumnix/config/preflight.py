@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from pathlib import Path
 
 from llumnix.config.messages import wrong
@@ -50,6 +51,24 @@ def check_port(section: str, host: str, port: int) -> None:
             raise wrong(host_key, host, f"an address of this machine ({error.strerror})") from None
 
 
+def hold_port(host: str, port: int) -> socket.socket | None:
+    """Keep check_port of others from finding the port free until the socket is closed; it does not listen.
+
+    Our API servers, which share the port by SO_REUSEPORT, may bind it all the same. None: it cannot be held.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    holder = socket.socket(family, kind, protocol)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
 def check_model(config: Config) -> None:
     """Refuses a model path that names a directory which is not there; a hub id is vLLM's to find."""
     if config.builtin_model is not None:
@@ -71,7 +90,7 @@ def existing_path(path: str) -> Path | None:
 
 
 def check_files(config: Config) -> None:
-    """Refuses certificates, keys and tokens that cannot be read."""
+    """Refuses certificates, keys and tokens that cannot be read or used."""
     for key in ("tls_cert", "tls_key"):
         path: Path | None = getattr(config.http, key)
         if path is None:
@@ -80,7 +99,24 @@ def check_files(config: Config) -> None:
             path.open("rb").close()
         except OSError as error:
             raise wrong(f"http.{key}", str(path), f"a readable file ({error.strerror})") from None
+    if config.http.tls_cert is not None:
+        _check_certificate(config.http.tls_cert, config.http.tls_key)
     for entry in config.http.api_keys:
         entry.secret()
     for token in config.admin.tokens:
         token.secret()
+
+
+def _check_certificate(certificate: Path, key: Path | None) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(certificate)
+    except ssl.SSLError:
+        raise wrong("http.tls_cert", str(certificate), "a certificate chain in PEM form") from None
+    try:
+        # Nobody can be asked for a password.
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError:
+        raise wrong(
+            "http.tls_key", str(key), "the private key of http.tls_cert in PEM form, not encrypted"
+        ) from None

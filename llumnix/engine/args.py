@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.exceptions import VLLMError
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -47,11 +48,30 @@ def check_engine_args(config: Config) -> None:
     """Refuses keys of [engine] and [http.vllm] that vLLM does not take so; raises ConfigError."""
     check_model(config)
     namespace = server_namespace(config, _SOME_DIRECTORY if config.builtin_model else resolved_path(config))
-    _build(namespace)
+    namespace.structured_outputs_config = _build(namespace).create_structured_outputs_config()
+    check_server_args(config, namespace)
+
+
+def check_server_args(config: Config, namespace: argparse.Namespace) -> None:
+    """Refuses arguments with which vLLM's server cannot serve; loads the parsers that they bring along.
+
+    Its structured_outputs_config must name the reasoning parser, as vLLM's makes it.
+    """
+    # Imported here, as engines have no use for it.
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
     try:
         validate_parsed_serve_args(namespace)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"[http.vllm] is not valid: vLLM says: {_one_line(str(error))}.") from None
+        if namespace.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(namespace.tool_parser_plugin)
+        if namespace.reasoning_parser_plugin:
+            ReasoningParserManager.import_reasoning_parser(namespace.reasoning_parser_plugin)
+        validate_api_server_args(namespace)
+    except (TypeError, ValueError, KeyError, OSError, VLLMError) as error:
+        # The text of a KeyError is in quotes.
+        raise _refused_by_server(config, str(error.args[0] if type(error) is KeyError else error)) from None
 
 
 def engine_args(config: Config, model: str | None = None) -> AsyncEngineArgs:
@@ -119,6 +139,19 @@ def _build(namespace: argparse.Namespace) -> AsyncEngineArgs:
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ConfigError(f"[engine] is not valid: vLLM says: {_one_line(str(error))}.") from None
     return built
+
+
+def _refused_by_server(config: Config, said: str) -> ConfigError:
+    """The error for what vLLM's server says of its arguments; names the one that it speaks of."""
+    told = said.partition(" (chose from")[0]
+    candidates = {f"http.vllm.{name}": value for name, value in config.http.vllm.items()}
+    candidates |= {f"engine.{n}": v for n, v in config.engine.items() if n.startswith("reasoning_parser")}
+    for key, value in candidates.items():
+        flag = "--" + key.rpartition(".")[2].replace("_", "-")
+        named = [flag, value] if isinstance(value, str) and value else [flag]
+        if any(re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", told) for text in named):
+            return wrong(key, value, f"what vLLM takes ({_one_line(said)})")
+    return ConfigError(f"[http.vllm] is not valid: vLLM says: {_one_line(said)}.")
 
 
 def _check_name(

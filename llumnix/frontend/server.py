@@ -21,8 +21,6 @@ from vllm.entrypoints.launchers.utils.constants import (
 )
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 from vllm.envs import VLLM_ALLOW_RUNTIME_LORA_UPDATING, VLLM_HTTP_TIMEOUT_KEEP_ALIVE
-from vllm.reasoning import ReasoningParserManager
-from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.counter import AtomicCounter
 from vllm.utils.system_utils import set_ulimit
@@ -31,7 +29,7 @@ from vllm.v1.engine import EngineCoreReadyResponse
 from llumnix.config import Config
 from llumnix.core.hold_queue import HoldQueue
 from llumnix.core.policies import make_dispatcher
-from llumnix.engine.args import server_namespace, vllm_config
+from llumnix.engine.args import check_server_args, server_namespace, vllm_config
 from llumnix.engine.compat import check_vllm_version
 from llumnix.errors import ConfigError
 from llumnix.frontend.adapters import AdapterTable
@@ -98,6 +96,9 @@ class ApiServer:
         set_ulimit()
         args = server_namespace(config, spec.model)
         engine_config = vllm_config(config, spec.model, UsageContext.OPENAI_API_SERVER)
+        # With the reasoning parser, which the command line has beside it.
+        args.structured_outputs_config = engine_config.structured_outputs_config
+        check_server_args(config, args)
         self._client = ClusterClient(
             engine_config,
             address=spec.endpoints.api_servers[spec.index],
@@ -191,12 +192,6 @@ class ApiServer:
     # ---- HTTP -------------------------------------------------------------------------------------------
 
     async def _serve(self, args: Namespace, sock: socket.socket) -> None:
-        for plugin, manager in (
-            (args.tool_parser_plugin, ToolParserManager.import_tool_parser),
-            (args.reasoning_parser_plugin, ReasoningParserManager.import_reasoning_parser),
-        ):
-            if plugin:
-                manager(plugin)
         tasks = await self._llm.get_supported_tasks()
         app = build_app(args, tasks, self._llm.model_config)
         await init_app_state(self._llm, app.state, args, tasks)

@@ -157,7 +157,16 @@ def test_an_engine_argument_that_vllm_does_not_take_is_named(engine: dict[str, A
         ({"max_model_len": 1}, "did you mean engine.max_model_len?"),
         (
             {"enable_auto_tool_choice": True},
-            "[http.vllm] is not valid: vLLM says: Error: --enable-auto-tool-choice",
+            "http.vllm.enable_auto_tool_choice = true is not valid: expected what vLLM takes (Error: --",
+        ),
+        (
+            {"enable_auto_tool_choice": True, "tool_call_parser": "hermez"},
+            'http.vllm.tool_call_parser = "hermez" is not valid: expected what vLLM takes (invalid tool call',
+        ),
+        ({"chat_template": "/no/such"}, 'http.vllm.chat_template = "/no/such" is not valid: expected what'),
+        (
+            {"tool_parser_plugin": "/no/such.py", "tool_call_parser": "x", "enable_auto_tool_choice": True},
+            'http.vllm.tool_call_parser = "x" is not valid',
         ),
         (
             {"chat_template_content_format": "loud"},
@@ -172,6 +181,11 @@ def test_an_engine_argument_that_vllm_does_not_take_is_named(engine: dict[str, A
 )
 def test_a_server_argument_that_vllm_does_not_take_is_named(vllm: dict[str, Any], message: str) -> None:
     assert message in refusal({"http": {"vllm": vllm}})
+
+
+def test_a_reasoning_parser_that_there_is_not_is_named() -> None:
+    message = refusal({"engine": {"reasoning_parser": "nope"}})
+    assert 'engine.reasoning_parser = "nope" is not valid: expected what vLLM takes (invalid' in message
 
 
 @pytest.mark.parametrize(
