@@ -20,7 +20,8 @@ Usage: ./install.sh [--quickstart | --test | --light | --systemd | --uninstall [
 
   (no option)    install llumnixd with vLLM for this machine: for its NVIDIA GPUs, else for its CPU
   --quickstart   install, then run the quickstart cluster (configs/quickstart.toml) in the foreground
-  --test         install with the development tools, then run every check and the whole test suite
+  --test         install with the development tools, then run every check and the tests (load tests
+                 excepted; gpu tests only with a GPU)
   --light        install terminal interface, control command and schema only: no torch, ray or vLLM
   --systemd      install, then set up the system service: units, the user llumnix, /etc/llumnix, state and log
                  directories (as root; with DESTDIR=DIR only the files, below DIR)
