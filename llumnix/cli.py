@@ -62,11 +62,11 @@ def _run(path: Path, *, check: bool, join: bool, head: bool) -> int:
     from llumnix.config import load_config
 
     config = load_config(path)
-    if check:
-        _check(config)
-        return 0
     if join and head:
         raise ConfigError("--join and --head are for different machines: only one of them can be given.")
+    if check:
+        _check(config, join=join)
+        return 0
     if join or head:
         from llumnix import node_daemon
 
@@ -76,13 +76,29 @@ def _run(path: Path, *, check: bool, join: bool, head: bool) -> int:
     return daemon.run(path, config)
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, *, join: bool) -> None:
     """Prints the effective configuration after every check that needs nothing started."""
-    from llumnix.config import check_files, check_ports, to_toml
+    from llumnix.config import to_toml
+
+    if join:
+        from llumnix.node_daemon import check_joining
+
+        check_joining(config)
+    else:
+        _check_cluster(config)
+    typer.echo(to_toml(config), nl=False)
+
+
+def _check_cluster(config: Config) -> None:
+    from llumnix.config import check_files, check_node_ip, check_ports
     from llumnix.engine.memory import check_memory
 
     check_files(config)
-    check_ports(config)
+    runs = _runs_here(config)
+    if runs:
+        check_node_ip(config)
+    else:
+        check_ports(config)
     # What is printed is TOML and nothing else, whatever vLLM has to say.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -90,8 +106,18 @@ def _check(config: Config) -> None:
         from llumnix.engine.args import check_engine_args
 
         check_engine_args(config)
-    check_memory(config)
-    typer.echo(to_toml(config), nl=False)
+    if not runs:
+        check_memory(config)
+
+
+def _runs_here(config: Config) -> bool:
+    """Whether this very cluster runs: then it is the one that has the ports and the memory."""
+    from llumnix.cluster import local_node
+
+    try:
+        return local_node.living(config.cluster.state_dir) is not None
+    except OSError:  # a state directory of another user
+        return False
 
 
 if __name__ == "__main__":

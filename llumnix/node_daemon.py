@@ -46,17 +46,22 @@ def head(config: Config) -> int:
             local_node.stop(config, node, RAY_GRACE_S)
 
 
-def join(config: Config) -> int:
-    """Add this machine to the cluster whose head ray.address names, until a signal ends it."""
+def check_joining(config: Config) -> str:
+    """The cluster's Ray token; raises ConfigError where anything that joining uses is wrong."""
     if config.ray.address in ("local", "auto"):
         raise ConfigError(
             f'ray.address = "{config.ray.address}" in the file of a joining machine, expected '
             '"HOST:PORT" of the head.'
         )
     check_node_ip(config)
-    state_dir = config.cluster.state_dir
     name = local_node.RAY_TOKEN_FILE
-    token = read_token(state_dir / name, f"copy {name} from the head's cluster.state_dir here")
+    return read_token(config.cluster.state_dir / name, f"copy {name} from the head's cluster.state_dir here")
+
+
+def join(config: Config) -> int:
+    """Add this machine to the cluster whose head ray.address names, until a signal ends it."""
+    token = check_joining(config)
+    state_dir = config.cluster.state_dir
     run_record = leftovers.new_run(config.ray.temp_dir or Path("/tmp"))
     with ClusterLock(state_dir / "node"):
         log_to_file(config, "llumnixd-node.log")

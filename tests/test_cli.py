@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tomli
 
 import llumnix
+from llumnix.cluster import leftovers
+from llumnix.cluster.ray_node import RayNode
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
 
@@ -67,6 +73,51 @@ def test_check_prints_the_effective_configuration_as_toml_and_nothing_else(tmp_p
     shown = tomli.loads(result.stdout)
     assert shown["engine"]["kv_cache_memory_bytes"] == "256M"
     assert shown["instances"]["max"] == 2
+
+
+def test_check_takes_what_the_running_cluster_itself_has_for_free(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    run = leftovers.new_run()
+    path = tmp_path / "running.toml"
+    with socket.socket() as taken, raylet_of(run.run_id) as raylet:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        path.write_text(
+            f'[cluster]\nstate_dir = "{tmp_path}"\n[http]\nport = {taken.getsockname()[1]}\n'
+            '[engine]\nkv_cache_memory_bytes = "900T"\n'
+        )
+        assert "expected a free port" in llumnixd("--config", str(path), "--check").stderr
+        node = RayNode("", "127.0.0.1", "", tmp_path, tmp_path, run.run_id, raylet.pid, None)
+        leftovers.record_run(tmp_path, replace(run, node=node.to_json()))
+        result = llumnixd("--config", str(path), "--check")
+        assert result.returncode == 0, result.stderr
+
+
+def test_check_of_a_joining_machine_looks_only_at_what_joining_uses(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    path = tmp_path / "joining.toml"
+    path.write_text(
+        f'[cluster]\nstate_dir = "{tmp_path}"\n[ray]\naddress = "127.0.0.1:6379"\n'
+        '[http]\ntls_cert = "/on/the/head.pem"\ntls_key = "/on/the/head.key"\n'
+    )
+    result = llumnixd("--config", str(path), "--check", "--join")
+    assert (result.returncode, result.stdout) == (2, "") and "copy ray.token from the head" in result.stderr
+    (tmp_path / "ray.token").touch(mode=0o600)
+    (tmp_path / "ray.token").write_text("hush")
+    result = llumnixd("--config", str(path), "--check", "--join")
+    assert result.returncode == 0, result.stderr
+    assert tomli.loads(result.stdout)["ray"]["address"] == "127.0.0.1:6379"
+
+
+@contextlib.contextmanager
+def raylet_of(run_id: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that passes for the raylet of a run."""
+    process = subprocess.Popen(["sleep", "300"], env={**os.environ, leftovers.RUN_ID_VARIABLE: run_id})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def ports() -> str:
