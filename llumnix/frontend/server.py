@@ -219,7 +219,8 @@ class ApiServer:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
-        self._link.send(ApiServerServes(self._spec.index))
+        if server.started:
+            self._link.send(ApiServerServes(self._spec.index))
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

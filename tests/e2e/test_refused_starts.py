@@ -10,7 +10,7 @@ import pytest
 
 from llumnix.cluster import leftovers
 from llumnix.engine.memory import machine_memory
-from tests.e2e.running import launch, settings, wait_for
+from tests.e2e.running import free_port, launch, settings, wait_for
 
 START_S = 120.0
 
@@ -64,6 +64,12 @@ def test_kv_memory_that_does_not_do_is_named(tmp_path: Path, size: str, count: i
     config = settings(tmp_path / "state", instances={"count": count}, engine={"kv_cache_memory_bytes": size})
     sentence = refusal(config, tmp_path, 2)
     assert f'engine.kv_cache_memory_bytes = "{size}" is not valid' in sentence and expected in sentence
+
+
+def test_server_argument_that_vllm_refuses_is_named(tmp_path: Path) -> None:
+    http = {"port": free_port(), "vllm": {"enable_auto_tool_choice": True, "tool_call_parser": "hermez"}}
+    sentence = refusal(settings(tmp_path / "state", instances={"count": 1}, http=http), tmp_path, 2)
+    assert sentence.startswith('http.vllm.tool_call_parser = "hermez" is not valid')
 
 
 def test_directory_that_holds_no_model_is_named(tmp_path: Path) -> None:
