@@ -36,7 +36,7 @@ def test_a_start_goes_on_while_something_may_still_come_of_it() -> None:
 
 
 def test_an_api_server_that_dies_more_often_in_a_row_than_an_instance_may_ends_the_start() -> None:
-    with pytest.raises(StartupError, match="^API server 1 could not be started: OSError: no$"):
+    with pytest.raises(StartupError, match=r"^API server 1 could not be started: OSError: no$"):
         look_at(ApiServerState(1, failures=3, reason="OSError: no"), ("running", ""))
 
 
