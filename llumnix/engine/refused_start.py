@@ -13,7 +13,8 @@ _NO_WEIGHTS = "Cannot find any model weights"
 _TOO_SMALL = (
     "To serve at least one request|No available memory for the cache blocks|Cannot auto-fit max_model_len"
 )
-_TOO_LARGE = "Available memory on node|Free memory on device"
+# Not "Free memory on device": what another process holds of a GPU may be free again at the next try.
+_TOO_LARGE = "Available memory on node"
 # Said of any allocation: with a size that was asked for, it is the cache that did not fit beside the model.
 _NOT_ALLOCATED = "CUDA out of memory|can't allocate memory"
 

@@ -57,12 +57,6 @@ def test_without_a_size_the_share_of_the_memory_is_what_leaves_no_room() -> None
             'engine.kv_cache_memory_bytes = "900G"',
         ),
         (
-            {"kv_cache_memory_bytes": "1G", "gpu_memory_utilization": 0.9},
-            "Free memory on device cuda:0 (7.5/80.0 GiB) on startup is less than desired GPU memory "
-            "utilization (0.9, 72.0 GiB). Decrease GPU memory utilization",
-            "engine.gpu_memory_utilization = 0.9",
-        ),
-        (
             {"kv_cache_memory_bytes": "900G"},
             "CUDA out of memory. Tried to allocate 900.00 GiB",
             'engine.kv_cache_memory_bytes = "900G"',
@@ -89,6 +83,13 @@ def test_a_model_without_weights_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("reason", ["its process died", "OutOfMemoryError: CUDA out of memory. Tried to"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "its process died",
+        "OutOfMemoryError: CUDA out of memory. Tried to",
+        "ValueError: Free memory on device cuda:0 (7.5/80.0 GiB) on startup is less than desired GPU memory",
+    ],
+)
 def test_what_no_setting_is_known_for_is_left_as_it_is(reason: str) -> None:
     assert refused_setting(reason, engine()) is None
