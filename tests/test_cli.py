@@ -72,7 +72,7 @@ def test_check_prints_the_effective_configuration_as_toml_and_nothing_else(tmp_p
     assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
     shown = tomli.loads(result.stdout)
     assert shown["engine"]["kv_cache_memory_bytes"] == "256M"
-    assert shown["instances"]["max"] == 2
+    assert (shown["instances"]["min"], shown["instances"]["max"]) == (1, 4)
 
 
 def test_check_takes_what_the_running_cluster_itself_has_for_free(tmp_path: Path) -> None:
