@@ -341,7 +341,7 @@ class StopServing(msgspec.Struct, frozen=True, tag=True):
 
 
 class StopEngine(msgspec.Struct, frozen=True, tag=True):
-    """End the engine loop; what still runs is aborted."""
+    """End the engine loop; what still runs is resumed elsewhere."""
 
 
 FromManager = (

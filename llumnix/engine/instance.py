@@ -15,6 +15,7 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreReque
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor import Executor
+from vllm.v1.request import Request
 
 from llumnix.config import InstancesConfig, MigrationConfig
 from llumnix.core.handover.epochs import split_engine_id
@@ -185,6 +186,8 @@ class InstanceCore(EngineCoreProc):
     def resume(self, request: EngineCoreRequest, output_token_ids: list[int]) -> None:
         """Go on with a request that ran elsewhere, from the tokens its client has."""
         self.count_taken(request.client_index)
+        if not self.is_running():
+            return  # with the last words it goes on elsewhere
         try:
             self.resumer.resume(request, output_token_ids)
         except RefusedError as error:
@@ -275,8 +278,22 @@ class InstanceCore(EngineCoreProc):
         self.output_queue.put_nowait(message)
 
     def stop(self) -> None:
-        """End the loop after this turn; what runs is aborted (vLLM's shutdown_timeout 0)."""
+        """End the loop after this turn (vLLM's shutdown_timeout 0); what runs goes on elsewhere."""
+        self.llumlet.close("is being stopped")
         self.shutdown_state = EngineShutdownState.REQUESTED
+
+    # An end in good order is no end of the requests: without an answer here, their owners take the last
+    # words as they take a death, and resume them. vLLM would answer each with an abort.
+
+    def _send_abort_outputs(self, aborted_reqs: list[Request]) -> None:
+        if self.is_running():  # a pause, or sleep
+            super()._send_abort_outputs(aborted_reqs)
+
+    def _reject_add_in_shutdown(self, request: Request) -> bool:
+        return not self.is_running()
+
+    def _reject_utility_in_shutdown(self, client_idx: int, call_id: int, method_name: str) -> bool:
+        return not self.is_running()
 
     def _counted_step(self) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
         outputs, executed = self._vllm_step()

@@ -73,7 +73,7 @@ class Llumlet:
         self._refused_at: dict[str, float] = {}
         self._errand: Errand | None = None
         if transports.refusal is not None:
-            self._tell(ev.Closed(transports.refusal))
+            self.close(transports.refusal)
 
     # ---- commands ---------------------------------------------------------------------------------------
 
@@ -106,6 +106,10 @@ class Llumlet:
 
     def cancel(self, migration: str, reason: str) -> None:
         self._tell(ev.CancelMigration(migration, reason))
+
+    def close(self, reason: str) -> None:
+        """Take in no request any more; those on their way stay where they are."""
+        self._tell(ev.Closed(reason))
 
     def peer_lost(self, peer: int, reason: str) -> None:
         """It is dead for sure."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from tests.e2e.running import RunningCluster, wait_for
 from tests.e2e.streams import Stream, Unread, row_of, streams_on
+from tests.e2e.workload import answers, bodies
 
 START_S = 120.0
 
@@ -56,6 +58,28 @@ def test_requests_of_a_removed_instance_are_moved_before_it_ends(cluster: Runnin
         cluster.admin("DELETE", f"/v1/instances/{added}")
         wait_for(lambda: is_in_state(cluster, added, "dead"), 60, "the removed instance is dead")
         streams[added].assert_goes_on()
+
+
+async def test_what_is_left_when_a_machine_is_taken_away_is_resumed_elsewhere(
+    cluster: RunningCluster, added: str
+) -> None:
+    requests = bodies(16, max_tokens=800)
+    undisturbed = await answers(cluster, requests)
+    answering = asyncio.create_task(answers(cluster, requests))
+
+    def runs_there() -> bool:
+        rows = [row for row in cluster.requests() if row["instance"] == added]
+        return len(rows) >= 2 and all(row["output_tokens"] > 20 for row in rows)
+
+    await asyncio.to_thread(wait_for, runs_there, 60, "requests run on the instance")
+    # No time at all: nothing can be moved away before its engine is stopped.
+    cluster.admin("POST", f"/v1/instances/{added}/terminate", json={"deadline_s": 0})
+    resumed = await answering
+    assert is_in_state(cluster, added, "dead")
+    assert all(isinstance(got, tuple) for got in undisturbed), undisturbed
+    assert resumed == undisturbed
+    (timeout,) = [e for e in cluster.events("drain.timeout") if e["target"] == f"instance/{added}"]
+    assert "running" in timeout["message"]
 
 
 def test_cordoned_instance_gets_nothing_new_until_it_is_uncordoned(cluster: RunningCluster) -> None:

@@ -143,8 +143,7 @@ class Handovers:
             case Pressure(num_blocks):
                 return self._make_room(num_blocks, now)
             case Closed(reason):
-                self._closed = reason
-                return []
+                return self._close(reason, now)
             case Opened():
                 self._closed = None
                 return []
@@ -223,6 +222,13 @@ class Handovers:
         if (full := self._full()) is not None:
             return f"the target {full}"
         return mismatch(prepare.fingerprint, self._fingerprint)
+
+    def _close(self, reason: str, now: float) -> list[Action]:
+        """From here on nothing comes in: what is on its way is given up."""
+        self._closed = reason
+        arriving = list(self._targets.items())
+        why = f"the target {reason}"
+        return [action for m, target in arriving for action in target.handle(CancelMigration(m, why), now)]
 
     def _full(self) -> str | None:
         num_active = len(self._sources) + len(self._targets)
