@@ -148,8 +148,8 @@ class InstancesConfig(Section):
     )
     step_timeout_s: Seconds = Field(
         default=300.0,
-        description="The most that one engine step may take while it uses CPU (a long prefill, a compile)"
-        " before the loop counts as hung.",
+        description="The most that one engine step may take while it uses CPU (a long prefill, a compile),"
+        " or a call that loads or moves weights (an adapter, sleep), before the loop counts as hung.",
     )
     cpus_per_instance: int = Field(
         default=1, ge=1, description="CPU cores asked of Ray for, and on CPU pinned to, each instance."

@@ -68,9 +68,10 @@ class Reported:
 class Beat:
     """Heartbeat through the instance's engine loop, sent by its own thread.
 
-    `loop_age_s`: since the loop last came round; `step_age_s`: since the model step under way began (None:
-    not in a step); `starved_s`: of `loop_age_s`, how long the loop's thread could have run but got no CPU;
-    `cpu_share`: part of the last second, without such waits, that it was on a CPU, 0..1.
+    `loop_age_s`: since the loop last came round; `step_age_s`: since the model step, or engine-wide call,
+    under way began (None: in neither); `starved_s`: of `loop_age_s`, how long the loop's thread could have run
+    but got no CPU; `cpu_share`: part of the last second, without such waits, that it was on a CPU, 0..1;
+    `may_wait`: it is a call that may wait for a disk, a network or a device.
     """
 
     uid: int
@@ -78,6 +79,7 @@ class Beat:
     step_age_s: float | None
     cpu_share: float
     starved_s: float = 0.0
+    may_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True)

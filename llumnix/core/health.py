@@ -1,6 +1,7 @@
 """Whether an engine loop hangs, judged by its heartbeat.
 
-A busy one does not (a long prefill, a compile), nor one that gets no CPU as the machine has too much to do.
+A busy one does not (a long prefill, a compile), nor one that gets no CPU as the machine has too much to do,
+nor one that loads or moves weights for an engine-wide call, which may take as long as any step.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def hang_reason(
     stuck = f"engine loop has not come round for {stuck_s:.1f} s (limit {heartbeat_timeout_s:g} s)"
     if beat.step_age_s is None:
         return f"{stuck} and is not in a model step"
-    if beat.cpu_share < IDLE_CPU_SHARE:
+    if beat.cpu_share < IDLE_CPU_SHARE and not beat.may_wait:
         return f"{stuck}, its step of {beat.step_age_s:.1f} s uses {beat.cpu_share:.0%} of a CPU"
     if beat.step_age_s > step_timeout_s:
         return f"{stuck}, its step takes {beat.step_age_s:.1f} s (limit {step_timeout_s:g} s)"

@@ -163,9 +163,13 @@ def blockers(member: Member) -> tuple[str, ...]:
     report = member.run.report
     if report is None:
         return ("no report yet",)
+    parts = []
     if report.running or report.waiting:
-        return (f"{report.running} running, {report.waiting} waiting requests",)
-    return ()
+        parts.append(f"{report.running} running, {report.waiting} waiting requests")
+    if report.arriving:
+        # They were on their way when it was closed: once here they have to leave again.
+        parts.append(f"{report.arriving} on their way there")
+    return tuple(parts)
 
 
 def _freeness(member: Member, settings: SchedulerSettings) -> float | None:

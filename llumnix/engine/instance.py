@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.load import InstanceReport
 from llumnix.engine.inbox import Inbox
 from llumnix.engine.llumlet import Llumlet
+from llumnix.engine.long_calls import may_wait
 from llumnix.engine.loop_clock import LoopClock
 from llumnix.engine.migration.port import MigrationPort
 from llumnix.engine.migration.resume import Resumer
@@ -109,8 +111,8 @@ class InstanceCore(EngineCoreProc):
     ) -> None:
         self.clock.workers = tuple(w.proc.pid for w in getattr(self.model_executor, "workers", ()))
         self.port = MigrationPort(self)
-        self.view = SchedulerView(self.scheduler, self.port.source.frozen_in_no_queue)
         self.resumer = Resumer(self, self.port.target, self.on_engine_thread, self._cannot_resume)
+        self.view = SchedulerView(self.scheduler, self._in_no_queue)
         self._transports = open_transports(
             self, self.port, self._migration.backend, self.host, self.endpoints
         )
@@ -154,6 +156,11 @@ class InstanceCore(EngineCoreProc):
             if self.llumlet.is_busy and not self.has_work():
                 self.llumlet.after_step(time.monotonic())
             return
+        if request_type == EngineCoreRequestType.UTILITY:
+            _, _, method, args = request
+            with self.clock.call(may_wait=may_wait(method, args)):
+                super()._handle_client_request(request_type, request)
+            return
         super()._handle_client_request(request_type, request)
         if request_type == EngineCoreRequestType.ADD:
             self.count_taken(request[0].client_index)
@@ -176,6 +183,10 @@ class InstanceCore(EngineCoreProc):
         if now >= self._next_report_at:
             self.publish_report(now)
         return executed
+
+    def _in_no_queue(self) -> Iterator[Request]:
+        """Requests of this instance that the scheduler's queues do not hold at this moment."""
+        return chain(self.port.source.frozen_in_no_queue(), self.resumer.requests())
 
     def _process_input_queue(self) -> None:
         if not self.has_work():
@@ -267,7 +278,8 @@ class InstanceCore(EngineCoreProc):
         """
         call = getattr(self, method)
         try:
-            call(*self._convert_msgspec_args(call, args))
+            with self.clock.call(may_wait=may_wait(method, args)):
+                call(*self._convert_msgspec_args(call, args))
         except Exception:
             if method != "add_lora":
                 raise

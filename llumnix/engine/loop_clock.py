@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,23 @@ class LoopClock:
     def __init__(self) -> None:
         self.turned_at = time.monotonic()
         self.step_since: float | None = None
+        """Of a model step, or an engine-wide call."""
+        self.may_wait = False
+        """The call may take its time without a CPU."""
         self.thread = threading.current_thread()
         self.workers: tuple[int, ...] = ()
         """Processes that a step waits for."""
+
+    @contextmanager
+    def call(self, *, may_wait: bool) -> Iterator[None]:
+        """While the engine thread makes an engine-wide call."""
+        self.may_wait = may_wait
+        self.step_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.step_since = None
+            self.may_wait = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +93,7 @@ class LoopWatch:
             step_age_s=None if step_since is None else max(0.0, now - step_since),
             cpu_share=self._cpu_share(look),
             starved_s=max(use.waiting_for_cpu_s - before.waiting_for_cpu_s for use, before in waits),
+            may_wait=step_since is not None and self._clock.may_wait,
         )
 
     def _look(self, now: float) -> _Look:

@@ -32,10 +32,10 @@ class MovesUnderWay:
 class SchedulerView:
     """Reads one scheduler; every method must run on the engine thread."""
 
-    def __init__(self, scheduler: Scheduler, frozen: Callable[[], Iterable[Request]] = tuple) -> None:
-        """`frozen`: requests that a migration has taken out of the scheduler's queues for a moment."""
+    def __init__(self, scheduler: Scheduler, in_no_queue: Callable[[], Iterable[Request]] = tuple) -> None:
+        """`in_no_queue`: waiting requests that a migration, or a grammar, keeps out of the queues."""
         self._scheduler = scheduler
-        self._frozen = frozen
+        self._in_no_queue = in_no_queue
         self._pool = scheduler.kv_cache_manager.block_pool
         managers = scheduler.kv_cache_manager.coordinator.single_type_managers
         self._tables = [manager.req_to_blocks for manager in managers]
@@ -68,7 +68,7 @@ class SchedulerView:
             counts[1] += 1
             queued_blocks += self._demand_blocks(request)
             num_waiting += 1
-        for request in chain(_unsorted(scheduler.kv_holding_waiting), self._frozen()):
+        for request in chain(_unsorted(scheduler.kv_holding_waiting), self._in_no_queue()):
             counts = classes.setdefault(request.priority, [0, 0, 0])
             counts[1] += 1
             held = self._held_blocks(request)
@@ -139,7 +139,7 @@ class SchedulerView:
     def _waiting(self) -> Iterator[Request]:
         scheduler = self._scheduler
         queues = (_unsorted(scheduler.waiting), _unsorted(scheduler.kv_holding_waiting))
-        return chain(*queues, self._frozen())
+        return chain(*queues, self._in_no_queue())
 
     def _head_of_line(self) -> Request | None:
         for queue in (self._scheduler.kv_holding_waiting, self._scheduler.waiting):

@@ -20,6 +20,7 @@ def judge(beat: Beat | None, silence_s: float = 0.1) -> str | None:
         Beat(1, loop_age_s=10.0, step_age_s=None, cpu_share=0.0),
         Beat(1, loop_age_s=120.0, step_age_s=119.0, cpu_share=0.9),  # a long prefill
         Beat(1, loop_age_s=12.0, step_age_s=None, cpu_share=0.0, starved_s=2.5),  # a machine with much to do
+        Beat(1, loop_age_s=60.0, step_age_s=60.0, cpu_share=0.0, may_wait=True),  # an adapter on a slow disk
     ],
 )
 def test_an_idle_or_busy_loop_is_well(beat: Beat | None) -> None:
@@ -34,6 +35,10 @@ def test_an_idle_or_busy_loop_is_well(beat: Beat | None) -> None:
             "10.5 s (limit 10 s) and is not in a model step",
         ),
         (Beat(1, loop_age_s=11.0, step_age_s=10.9, cpu_share=0.01), "10.9 s uses 1% of a CPU"),
+        (
+            Beat(1, loop_age_s=301.0, step_age_s=300.5, cpu_share=0.0, may_wait=True),
+            "takes 300.5 s (limit 300 s)",
+        ),
         (Beat(1, loop_age_s=14.0, step_age_s=None, cpu_share=0.0, starved_s=2.5), "11.5 s (limit 10 s)"),
         (Beat(1, loop_age_s=301.0, step_age_s=300.5, cpu_share=1.0), "takes 300.5 s (limit 300 s)"),
     ],

@@ -25,7 +25,7 @@ def install() -> None:
 
 
 def block_loop(_worker: Any, pid: int, seconds: float) -> None:
-    """The engine loop sleeps, outside any model step."""
+    """The engine loop sleeps, in an engine-wide call."""
     if os.getpid() == pid:
         time.sleep(seconds)
 

@@ -64,9 +64,9 @@ def test_stopped_process_is_found_by_its_silence_and_replaced(cluster: RunningCl
 
 
 @pytest.mark.parametrize(
-    ("how", "told"), [(breaker.block_loop, "not in a model step"), (breaker.block_step, "of a CPU")]
+    "how", [breaker.block_loop, breaker.block_step]
 )
-def test_hung_engine_loop_is_found_and_replaced(cluster: RunningCluster, how: object, told: str) -> None:
+def test_hung_engine_loop_is_found_and_replaced(cluster: RunningCluster, how: object) -> None:
     before = cluster.instances()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         with streams_on(cluster, "instance", ["i0", "i1"]) as streams:
@@ -75,7 +75,7 @@ def test_hung_engine_loop_is_found_and_replaced(cluster: RunningCluster, how: ob
             # Ties go round: should the streams end before the call is there, i1 has a step to take.
             more = [Unread(cluster, f"step-{k}", 8000) for k in range(4)]
             reason = hung(cluster, "i1", since)
-            assert "has not come round" in reason and told in reason
+            assert "has not come round" in reason and "of a CPU" in reason
             streams["i1"].assert_goes_on()
             streams["i0"].assert_goes_on()
             for one in more:

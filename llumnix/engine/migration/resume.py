@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.request import Request
 
 from llumnix.engine.migration import grammar
 from llumnix.engine.migration.adopt import GRAMMAR_TOKENS_PER_CALL, Reservation, Target
@@ -80,6 +81,10 @@ class Resumer:
         for one in gone:
             self._target.free(one.reservation)
         self._pending = [one for one in self._pending if one not in gone]
+
+    def requests(self) -> list[Request]:
+        """Those that cannot go on yet."""
+        return [one.reservation.request for one in self._pending]
 
     @property
     def is_waiting(self) -> bool:

@@ -16,6 +16,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.engine.migration.adopt import GRAMMAR_TOKENS_PER_CALL
 from llumnix.engine.migration.resume import Resumer
+from llumnix.engine.scheduler_view import MovesUnderWay, SchedulerView
 from llumnix.errors import RefusedError
 from tests.engine.migration.lab import CHUNK_TOKENS, Lab, Result, prompt, sampling
 from tests.engine.migration.test_exact import KINDS, unmoved
@@ -202,3 +203,16 @@ def test_one_that_is_aborted_while_its_grammar_is_compiled_is_forgotten(labs: tu
     assert turns.failed == []
     assert lab.port.target.reservations() == []
     lab.reset()
+
+
+def test_what_waits_for_its_grammar_counts_as_waiting(labs: tuple[Lab, Lab]) -> None:
+    source, target = labs
+    sent, result = cut_off(source, prompt(20), sampling(**KINDS["json schema"]))
+    resumer = Resumer(target.engine, target.port.target)
+    view = SchedulerView(target.engine.scheduler, resumer.requests)
+    resumer.resume(sent, result.tokens)
+    report = view.load(1, 0.0, 0.0, {}, MovesUnderWay())
+    assert (report.running, report.waiting) == (0, 1)
+    assert [row.request_id for row in view.rows()] == [sent.request_id]
+    resumer.forget([sent.request_id])
+    assert view.load(1, 0.0, 0.0, {}, MovesUnderWay()).waiting == 0
