@@ -25,7 +25,7 @@ class Core(InstanceCore):
         self.watch = LoopWatch(1, self.clock)
         self.beat: Beat | None = None
 
-    def _look(self, *_: Any) -> None:
+    def _look(self, a: Any = None, b: Any = None, c: Any = None) -> None:
         self.beat = self.watch.beat(time.monotonic() + 60)
 
     sleep = add_lora = collective_rpc = list_loras = _look
