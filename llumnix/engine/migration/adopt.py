@@ -111,6 +111,9 @@ class Target:
         self._check_open(reservation)
         request, num_tokens = reservation.request, final.num_computed_tokens
         self._check_final(reservation, final)
+        if num_tokens and self._access.num_free_run_slots() <= self._access.num_next_to_run():
+            # No slot is held back while blocks are copied: here it would only wait, at its source it runs.
+            raise RefusedError("the target has no free run slot any more")
         if final.begun and not grammar.is_ready(request):
             raise RefusedError("its grammar is not compiled yet")
         self._take_outputs(reservation, final)

@@ -102,6 +102,10 @@ class SchedulerAccess:
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         return scheduler.max_num_active_reqs - taken
 
+    def num_next_to_run(self) -> int:
+        """Waiting requests that get a run slot before any other: those that hold their KV already."""
+        return len(self.scheduler.kv_holding_waiting)
+
     def last_full_block_hash(self, request: Request) -> bytes | None:
         num_blocks = request.num_tokens // self.scheduler.hash_block_size
         return bytes(request.block_hashes[num_blocks - 1]) if num_blocks and request.block_hashes else None

@@ -233,6 +233,29 @@ def test_a_target_without_a_free_run_slot_refuses(labs: tuple[Lab, Lab]) -> None
     target.run()
 
 
+def test_a_run_slot_that_is_taken_meanwhile_is_found_missing_before_the_source_lets_go(
+    labs: tuple[Lab, Lab],
+) -> None:
+    source, target = labs
+    limit = target.engine.scheduler.max_num_active_reqs
+    for n in range(limit - 1):
+        target.submit(f"r{n}", prompt(20, seed=n), sampling(max_tokens=50))
+    target.step()
+    running(source)
+    move = Move(source, target, "a", "a-1")
+    move.prepare()
+    target.submit("late", prompt(20, seed=99), sampling(max_tokens=50))
+    target.step()
+    assert move.freeze()
+    final = source.port.source.final_state("a")
+    with pytest.raises(RefusedError, match="no free run slot any more"):
+        target.port.target.adopt(move.reservation, final)
+    assert target.port.check_integrity() == []
+    move.abort()
+    source.run("a")
+    target.run()
+
+
 def test_a_failing_worker_leaves_the_reservation_and_the_source_as_they_were(
     labs: tuple[Lab, Lab],
 ) -> None:
