@@ -44,11 +44,23 @@ class EngineCalls:
         return results[0]
 
     async def on_all(self, method: str, args: Sequence[Any]) -> list[Any]:
-        """The call on every instance; RuntimeError if one fails, ServiceUnavailable if there is none."""
-        version = self._membership.version
-        results = await asyncio.gather(*(self._one(entry, method, args) for entry in self._instances()))
+        """The call on every instance; RuntimeError if one fails, ServiceUnavailable if there is none.
+
+        One that is gone meanwhile is left out: what takes its place is told what the others were.
+        """
+        version, entries = self._membership.version, self._instances()
+        calls = (self._one(entry, method, args) for entry in entries)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        alive = [r for entry, r in zip(entries, results, strict=True) if self._is_there(entry, r)]
+        for result in alive or results:
+            if isinstance(result, BaseException):
+                raise result
         self._remember(version, method, args)
-        return list(results)
+        return alive
+
+    def _is_there(self, entry: DispatchEntry, result: Any) -> bool:
+        """Whether an instance has answered, or lives and has failed to."""
+        return not isinstance(result, Exception) or self._membership.is_known(entry.uid)
 
     def adapter_unloaded(self, lora_int_id: int) -> None:
         """An adapter is known no more. Engines are not told, as in vLLM, where others soon take its place."""

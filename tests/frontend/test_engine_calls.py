@@ -23,7 +23,7 @@ class Calls(EngineCalls):
     """Engine-wide calls to instances #1 and #2, which answer when a test says so."""
 
     def __init__(self, num_instances: int = 2) -> None:
-        membership = Membership()
+        self.membership = membership = Membership()
         uids = range(1, num_instances + 1)
         membership.apply(
             Table(VERSION, tuple(TableEntry(DispatchEntry(uid, f"i{uid}", True), b"") for uid in uids))
@@ -39,6 +39,10 @@ class Calls(EngineCalls):
     def _take(self, uid: int, call: tuple[Any, ...]) -> bool:
         self.sent.append((uid, call))
         return self.reachable
+
+    def die(self, uid: int) -> None:
+        self.membership.lost(uid)
+        self.instance_lost(uid, f"i{uid}", "killed")
 
     def reply(self, place: int, result: Any = None, failure: str | None = None) -> None:
         call_id = self.sent[place][1][1]
@@ -93,6 +97,33 @@ async def test_a_call_fails_with_its_engine() -> None:
         await calls.as_one("sleep", (1,))
     with pytest.raises(ServiceUnavailable):
         await Calls(num_instances=0).as_one("sleep", (1,))
+    assert calls.ops == []
+
+
+async def test_an_instance_that_dies_during_a_call_is_left_out() -> None:
+    calls = Calls()
+    task = await begun(calls, "sleep", 1)
+    calls.die(1)
+    assert not task.done()
+    calls.reply(1, "second")
+    assert await task == "second"
+    assert [op.key for op in calls.ops] == ["sleep"]
+    calls = Calls()
+    task = await begun(calls, "sleep", 1)
+    calls.die(1)
+    calls.reply(1, failure="no")
+    with pytest.raises(RuntimeError, match="no"):
+        await task
+    assert calls.ops == []
+
+
+async def test_a_call_fails_if_no_instance_outlives_it() -> None:
+    calls = Calls()
+    task = await begun(calls, "sleep", 1)
+    calls.die(1)
+    calls.die(2)
+    with pytest.raises(RuntimeError, match=r"instance i1 is gone \(killed\)"):
+        await task
     assert calls.ops == []
 
 
