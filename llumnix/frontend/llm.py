@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.renderers import renderer_from_config
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
@@ -16,6 +17,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.loggers import StatLoggerManager
 
 from llumnix.frontend.client import ClusterClient
+from llumnix.frontend.refusals import ServiceUnavailable
 from llumnix.frontend.stats import InstanceMetrics, LatencyLog
 
 engine_priority: contextvars.ContextVar[int | None] = contextvars.ContextVar("engine_priority", default=None)
@@ -69,6 +71,14 @@ class ClusterLLM(AsyncLLM):
         if priority is not None:
             kwargs["priority"] = priority
         return await super().add_request(*args, **kwargs)
+
+    async def _add_request(self, request: EngineCoreRequest, *args: Any) -> None:
+        try:
+            await super()._add_request(request, *args)
+        except ServiceUnavailable:
+            # vLLM has registered it by then, and takes such an error for one of before.
+            await self.abort(request.request_id, internal=True)
+            raise
 
     async def check_health(self) -> None:
         """Raises EngineDeadError, vLLM's 503 of /health, while no instance serves."""
