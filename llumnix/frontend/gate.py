@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
+from pydantic import TypeAdapter, ValidationError
 
 from llumnix.frontend.llm import engine_priority
 from llumnix.frontend.priority import PriorityRules, Refused
@@ -46,10 +46,14 @@ _ENGINE_PREFIXES = (
 )
 
 
+_AS_VLLM_DOES = TypeAdapter(int)
+"""Its field takes a text of digits, too."""
+
+
 class _Body(msgspec.Struct):
     """The one field of a request's body that the gate reads."""
 
-    priority: int | None = None
+    priority: Any = msgspec.UNSET
 
 
 class Admission(Protocol):
@@ -130,10 +134,18 @@ class Gate:
         return same[0] if same else None
 
     def _priority_in(self, body: bytes) -> int | None:
-        # What is no such JSON is for vLLM to complain about.
-        with contextlib.suppress(msgspec.DecodeError):
-            return self._decode(body).priority
-        return None
+        """None if there is none; raises Refused for what vLLM would not take as a whole number."""
+        try:
+            given = self._decode(body).priority
+        except msgspec.DecodeError:
+            return None  # what is no such JSON is for vLLM to complain about
+        if given is msgspec.UNSET:
+            return None
+        try:
+            return _AS_VLLM_DOES.validate_python(given)
+        except ValidationError:
+            message = f"priority is {given!r:.100}, expected a whole number"
+            raise Refused(HTTPStatus.BAD_REQUEST, message) from None
 
 
 def _uses_engine(path: str) -> bool:
