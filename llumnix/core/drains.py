@@ -12,6 +12,9 @@ from llumnix.core.settings import SchedulerSettings
 
 S = InstanceState
 
+ABORT_AGAIN_S = 1.0
+"""Requests are aborted by the last table of them, which is a little older."""
+
 
 def begin(
     member: Member, command: Drain, settings: SchedulerSettings, now: float, *, is_surplus: bool = False
@@ -80,8 +83,9 @@ def _give_up(member: Member, drain: DrainOrder, settings: SchedulerSettings, now
     if drain.remove:
         return [timeout, *lifecycle.stop(member, f"removed, {message}", settings, now)]
     if drain.abort_left:
-        member.drain = replace(drain, timeout_s=math.inf, abort_left=False)
-        return [timeout, AbortRequests(member.run.uid, f"{member.instance} was drained: {message}")]
+        member.drain = replace(drain, abort_again_at=now + ABORT_AGAIN_S)
+        abort = AbortRequests(member.run.uid, f"{member.instance} was drained: {message}")
+        return [timeout, abort] if drain.abort_again_at is None else [abort]
     member.drain = None
     member.move(S.CORDONED, message, now)
     return [timeout]

@@ -59,10 +59,12 @@ class DrainOrder:
     restart: bool = False
     was_cordoned: bool = False
     abort_left: bool = False
+    abort_again_at: float | None = None
+    """Its time is up and what was left is aborted; what has turned up since then is next."""
 
     @property
     def deadline(self) -> float:
-        return self.started_at + self.timeout_s
+        return self.started_at + self.timeout_s if self.abort_again_at is None else self.abort_again_at
 
 
 @dataclass(slots=True)
