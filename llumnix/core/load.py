@@ -73,6 +73,8 @@ class InstanceReport:
     """Migrations to this instance; what is reserved for them is in `used_blocks`."""
     copy_blocks_per_s: float = 0.0
     """How fast it has lately copied blocks to another instance; 0: not known yet."""
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    """Why requests that were to leave have just stayed, the commonest reasons with their counts."""
 
 
 def demand_blocks(num_tokens: int, block_size: int) -> int:

@@ -168,6 +168,7 @@ def blockers(member: Member) -> tuple[str, ...]:
     parts = []
     if report.running or report.waiting:
         parts.append(f"{report.running} running, {report.waiting} waiting requests")
+        parts += [f"{count} stayed: {reason}" for reason, count in report.refusals.items()]
     if report.arriving:
         # They were on their way when it was closed: once here they have to leave again.
         parts.append(f"{report.arriving} on their way there")

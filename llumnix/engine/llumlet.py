@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
@@ -32,6 +33,9 @@ from llumnix.wire import MoveAway, NoticeFrom, PeerAddress
 logger = get_logger(__name__)
 
 _RETRY_REFUSED_AFTER_S = 1.0
+_REFUSALS_TOLD_S = 3.0
+_REFUSALS_TOLD = 3
+_REASON_CHARS = 200
 
 
 class Llumlet:
@@ -70,7 +74,8 @@ class Llumlet:
         self._copies = Copies(port.source, transports, clock, on_engine_thread, self._tell)
         self._addresses: dict[int, PeerAddress] = {}
         self._aborted: list[str] = []
-        self._refused_at: dict[str, float] = {}
+        self._refused: dict[str, tuple[float, str]] = {}
+        """By request, when and why it was last not to leave; kept for as long as it is told."""
         self._errand: Errand | None = None
         if transports.refusal is not None:
             self.close(transports.refusal)
@@ -80,6 +85,7 @@ class Llumlet:
     def move(self, request_id: str, target: int, address: PeerAddress, reason: str) -> str:
         """Begin to move one request; its migration's id. Raises RefusedError."""
         if self._transports.refusal is not None:
+            self._stays(request_id, self._transports.refusal)
             raise RefusedError(self._transports.refusal)
         self._addresses[target] = address
         migration = self._handovers.new_id()
@@ -92,7 +98,7 @@ class Llumlet:
                 self._departures.forget(migration)
                 raise
         except (CommandRefused, RefusedError, UnknownTargetError, ValueError) as error:
-            self._refused_at[request_id] = self._clock()
+            self._stays(request_id, str(error))
             raise RefusedError(str(error)) from None
         self._departures.announce(migration)
         return migration
@@ -101,7 +107,7 @@ class Llumlet:
         """Take an order of the global scheduler; it replaces the former one."""
         now = self._clock()
         self._errand = Errand(order, self._port, self._load, now)
-        self._refused_at = {r: at for r, at in self._refused_at.items() if now - at < _RETRY_REFUSED_AFTER_S}
+        self._forget_old_refusals(now)
         self._run_errand()
 
     def cancel(self, migration: str, reason: str) -> None:
@@ -147,7 +153,23 @@ class Llumlet:
         """What of the load is about to leave or has yet to come, for the instance's report."""
         held = [self._port.held_blocks(engine_id) for engine_id in self._departures.engine_ids()]
         running = [num_blocks for num_blocks in held if num_blocks is not None]
-        return MovesUnderWay(len(running), sum(running), len(self._arrivals), self._copies.blocks_per_s)
+        num_arriving = len(self._arrivals)
+        speed = self._copies.blocks_per_s
+        return MovesUnderWay(len(running), sum(running), num_arriving, speed, self._refusals())
+
+    def _refusals(self) -> dict[str, int]:
+        """The commonest reasons why requests that are still here have lately not left."""
+        if not self._refused:
+            return {}
+        self._forget_old_refusals(self._clock())
+        here = (reason for request_id, (_, reason) in self._refused.items() if self._port.num_tokens(request_id))
+        return dict(Counter(reason[:_REASON_CHARS] for reason in here).most_common(_REFUSALS_TOLD))
+
+    def _forget_old_refusals(self, now: float) -> None:
+        self._refused = {r: (at, why) for r, (at, why) in self._refused.items() if now - at < _REFUSALS_TOLD_S}
+
+    def _stays(self, request_id: str, reason: str) -> None:
+        self._refused[request_id] = (self._clock(), reason)
 
     def check_integrity(self) -> list[str]:
         """What is wrong with the books; empty if all is well."""
@@ -196,7 +218,7 @@ class Llumlet:
                 logger.info("request %s stays: %s", victim.request_id, error)
 
     def _may_move(self, request_id: str, now: float) -> bool:
-        refused_at = self._refused_at.get(request_id, -math.inf)
+        refused_at, _ = self._refused.get(request_id, (-math.inf, ""))
         return self._handovers.migration_of(request_id) is None and now - refused_at >= _RETRY_REFUSED_AFTER_S
 
     # ---- actions ----------------------------------------------------------------------------------------
@@ -252,7 +274,7 @@ class Llumlet:
         if request_id is None:
             return
         if ended.outcome is not act.Outcome.MOVED:
-            self._refused_at[request_id] = self._clock()
+            self._stays(request_id, ended.reason)
         self._run_errand()
 
 

@@ -6,8 +6,8 @@ Every private name of vLLM's scheduler and block pool that llumnix uses stands i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 
 from vllm.v1.core.sched.interface import PauseState
@@ -27,6 +27,7 @@ class MovesUnderWay:
     leaving_blocks: int = 0
     arriving: int = 0
     copy_blocks_per_s: float = 0.0
+    refusals: Mapping[str, int] = field(default_factory=dict)
 
 
 class SchedulerView:
@@ -97,6 +98,7 @@ class SchedulerView:
             leaving_blocks=moves.leaving_blocks,
             arriving=moves.arriving,
             copy_blocks_per_s=moves.copy_blocks_per_s,
+            refusals=moves.refusals,
         )
 
     def rows(self) -> tuple[RequestRow, ...]:

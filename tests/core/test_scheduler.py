@@ -110,6 +110,19 @@ def test_heartbeats_of_the_time_when_the_engine_loaded_are_no_sign_of_a_hang() -
     assert scheduler.handle(Tick(), 50.2) == []
 
 
+def test_a_drain_tells_what_it_waits_for_and_why_it_stays() -> None:
+    scheduler = serving(2)
+    scheduler.handle(Drain("i0", 60), 0.0)
+    refusals = {"the target has no free run slot": 2, "a pooling request": 1}
+    scheduler.handle(Reported(report(running=3, waiting=1, arriving=1, refusals=refusals)), 1.0)
+    assert scheduler.instance("i0").blockers == (
+        "3 running, 1 waiting requests",
+        "2 stayed: the target has no free run slot",
+        "1 stayed: a pooling request",
+        "1 on their way there",
+    )
+
+
 def test_the_same_events_give_the_same_actions() -> None:
     events: list[tuple[Event, float]] = [
         (AddInstances(3), 0.0),
