@@ -69,8 +69,8 @@ class Beat:
     """Heartbeat through the instance's engine loop, sent by its own thread.
 
     `loop_age_s`: since the loop last came round; `step_age_s`: since the model step, or engine-wide call,
-    under way began (None: in neither); `starved_s`: of `loop_age_s`, how long the loop's thread could have run
-    but got no CPU; `cpu_share`: part of the last second, without such waits, that it was on a CPU, 0..1;
+    under way began (None: in neither); `starved_s`: of `loop_age_s`, how long the loop's thread could have
+    run but got no CPU; `cpu_share`: part of the last second, without such waits, that it was on a CPU, 0..1;
     `may_wait`: it is a call that may wait for a disk, a network or a device.
     """
 

@@ -162,11 +162,15 @@ class Llumlet:
         if not self._refused:
             return {}
         self._forget_old_refusals(self._clock())
-        here = (reason for request_id, (_, reason) in self._refused.items() if self._port.num_tokens(request_id))
+        here = (
+            reason for request_id, (_, reason) in self._refused.items() if self._port.num_tokens(request_id)
+        )
         return dict(Counter(reason[:_REASON_CHARS] for reason in here).most_common(_REFUSALS_TOLD))
 
     def _forget_old_refusals(self, now: float) -> None:
-        self._refused = {r: (at, why) for r, (at, why) in self._refused.items() if now - at < _REFUSALS_TOLD_S}
+        self._refused = {
+            r: (at, why) for r, (at, why) in self._refused.items() if now - at < _REFUSALS_TOLD_S
+        }
 
     def _stays(self, request_id: str, reason: str) -> None:
         self._refused[request_id] = (self._clock(), reason)

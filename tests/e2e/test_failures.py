@@ -63,9 +63,7 @@ def test_stopped_process_is_found_by_its_silence_and_replaced(cluster: RunningCl
     assert_comes_back(cluster, "i0", before["i0"]["incarnation"])
 
 
-@pytest.mark.parametrize(
-    "how", [breaker.block_loop, breaker.block_step]
-)
+@pytest.mark.parametrize("how", [breaker.block_loop, breaker.block_step])
 def test_hung_engine_loop_is_found_and_replaced(cluster: RunningCluster, how: object) -> None:
     before = cluster.instances()
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -90,6 +90,7 @@ async def test_a_call_fails_with_its_engine() -> None:
         await task
     task = await begun(calls, "sleep", 1)
     calls.reply(2, failure="no")
+    calls.reply(3)
     with pytest.raises(RuntimeError, match="no"):
         await task
     calls.reachable = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
@@ -28,6 +30,8 @@ async def test_a_refused_request_leaves_nothing_behind() -> None:
     llm = ClusterLLM.__new__(ClusterLLM)
     llm.log_requests = False
     llm.admission_stats = None
+    unlimited = SimpleNamespace(max_num_queued_reqs=None, max_num_queued_tokens=None)
+    llm.scheduler_config = unlimited  # type: ignore[assignment]
     llm.output_processor = OutputProcessor(None, log_stats=False, stream_interval=1, tracing_enabled=False)
     llm.engine_core = NoInstance()  # type: ignore[assignment]
     params = SamplingParams(detokenize=False)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tests.sim.engines import build_engine as build_engine  # first: sets what vLLM reads when it is imported
 
-from llumnix.core.victims import MoveGoal, Queued
-from llumnix.engine.llumlet import Llumlet
-from llumnix.wire import MoveAway
-from tests.benchmarks.bench_faults import ADDRESS, World, build_world
+from llumnix.core.victims import MoveGoal, Queued  # isort: skip
+from llumnix.engine.llumlet import Llumlet  # isort: skip
+from llumnix.wire import MoveAway  # isort: skip
+from tests.benchmarks.bench_faults import ADDRESS, World, build_world  # isort: skip
 
 ORDER = MoveAway(2, ADDRESS, "i0 is drained", 0.5, MoveGoal(queued=Queued.GO_TOO))
 
