@@ -3,13 +3,14 @@
 Instances connect, API servers and the manager bind; per-request and per-step traffic is on the first two:
 
 - input:    API server ROUTER -> instance DEALER, vLLM's own frames (type, request), or HELLO; JOIN back;
-- output:   instance PUSH -> API server PULL, frames (tag, payload...), tags below;
+- output:   instance PUSH -> API server PULL, frames (tag, origin, payload...), below;
 - commands: manager ROUTER <-> DEALER of instance and API server, one `FromManager` or `ToManager` a frame;
 - news:     instance PUSH -> manager PULL, one `ToManager` a frame.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ JOIN = b"\x11"
 RESUME = b"\x12"
 """From an API server to an instance: (output tokens so far, request), to go on with what ran elsewhere."""
 
+# From an instance to an API server every message is (tag, origin, payload).
 TAG_OUTPUTS = b"O"
 """A step's or a utility call's EngineCoreOutputs of this API server."""
 TAG_REPORT = b"R"
@@ -36,7 +38,20 @@ TAG_REPORT = b"R"
 TAG_NOTICE = b"N"
 """A NoticeFrom."""
 TAG_LAST_WORDS = b"D"
-"""The engine loop failed; the payload is the uid (4 bytes, little) and the root cause, utf-8."""
+"""The engine loop failed; the payload is the root cause, utf-8."""
+
+_ORIGIN = struct.Struct("<IQ")
+
+
+def origin(uid: int, number: int) -> bytes:
+    """Who sends a message, and its number among those to this API server, from 0."""
+    return _ORIGIN.pack(uid, number)
+
+
+def origin_of(frame: bytes | memoryview) -> tuple[int, int]:
+    """(uid, number) of a message."""
+    uid, number = _ORIGIN.unpack(frame)
+    return uid, number
 
 
 class NewPriority(msgspec.Struct, frozen=True):

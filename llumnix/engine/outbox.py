@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from llumnix.wire import (
     Report,
     ToManager,
     codec,
+    origin,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class Outbox:
         self._codec = codec()
         self._servers: dict[int, ApiServerAddress] = {s.index: s for s in core.endpoints.api_servers}
         self._peers: dict[int, zmq.Socket[bytes]] = {}
+        self._numbers: Counter[int] = Counter()
+        """Of the next message to each API server."""
         self._seq = 0
         self._report: InstanceReport | None = None
         self._report_sent_at = 0.0
@@ -123,12 +127,13 @@ class Outbox:
         elif isinstance(item, DropApiServer):
             self._sockets[item.index].close()
             self._sockets[item.index] = self._open(self._servers[item.index].output)
+            del self._numbers[item.index]
         else:
             self._tell_manager(item)
 
     def _send_to_server(self, index: int, item: EngineCoreOutputs | NoticeFrom) -> None:
         if isinstance(item, NoticeFrom):
-            self._sockets[index].send_multipart([TAG_NOTICE, self._codec.encoder.encode(item)])
+            self._send_numbered(index, TAG_NOTICE, self._codec.encoder.encode(item))
         else:
             self._send_outputs(index, item)
 
@@ -140,15 +145,21 @@ class Outbox:
 
     def _send_outputs(self, index: int, outputs: EngineCoreOutputs) -> None:
         outputs.engine_index = self._core.uid
-        self._sockets[index].send_multipart([TAG_OUTPUTS, *self._encoder.encode(outputs)], copy=False)
+        self._send_numbered(index, TAG_OUTPUTS, *self._encoder.encode(outputs), copy=False)
+
+    def _send_numbered(self, index: int, tag: bytes, *payload: Any, copy: bool = True) -> None:
+        """What a broken connection has lost of it shows by the numbers."""
+        head = (tag, origin(self._core.uid, self._numbers[index]))
+        self._numbers[index] += 1
+        self._sockets[index].send_multipart([*head, *payload], copy=copy)
 
     def _send_report(self, report: InstanceReport) -> None:
         self._seq += 1
         self._report = replace(report, seq=self._seq)
         self._report_sent_at = time.monotonic()
         payload = self._codec.encoder.encode(self._report)
-        for socket in self._sockets.values():
-            socket.send_multipart([TAG_REPORT, payload])
+        for index in self._sockets:
+            self._send_numbered(index, TAG_REPORT, payload)
         # The manager decides less often than API servers dispatch; what it misses comes again while idle.
         if self._report_sent_at >= self._manager_report_at:
             self._manager_report_at = self._report_sent_at + MANAGER_REPORT_INTERVAL_S
@@ -161,9 +172,8 @@ class Outbox:
     def _say_last_words(self, reason: str) -> None:
         for socket in self._sockets.values():
             socket.setsockopt(zmq.LINGER, 1_000)
-        uid = self._core.uid.to_bytes(4, "little")
-        for socket in self._sockets.values():
-            socket.send_multipart([TAG_LAST_WORDS, uid, reason.encode()])
+        for index in self._sockets:
+            self._send_numbered(index, TAG_LAST_WORDS, reason.encode())
 
     def _on_time(self, now: float) -> None:
         """What is due by the clock: the engine's tick, a heartbeat, the last report again in silence."""

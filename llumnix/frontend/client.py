@@ -25,6 +25,7 @@ from llumnix.core.load import InstanceReport
 from llumnix.frontend.engine_calls import EngineCalls
 from llumnix.frontend.held_news import HeldNews
 from llumnix.frontend.membership import Membership
+from llumnix.frontend.message_order import MessageOrder
 from llumnix.frontend.refusals import ServiceUnavailable
 from llumnix.frontend.request_book import NotPlaced, Placed, RequestBook
 from llumnix.frontend.silence import SilenceWatch
@@ -42,6 +43,7 @@ from llumnix.wire import (
     CurveKeys,
     NoticeFrom,
     Table,
+    origin_of,
 )
 
 logger = get_logger(__name__)
@@ -74,6 +76,7 @@ class ClusterClient(AsyncMPClient):
         self.membership = Membership()
         self.dispatcher = dispatcher
         self._silence = SilenceWatch(silence_s, time.monotonic())
+        self._order = MessageOrder()
         self._held = held
         self.engine_ranks_managed = [0]
         self.outputs_queue: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
@@ -178,6 +181,8 @@ class ClusterClient(AsyncMPClient):
             self.instance_lost(uid, f"no report for {silence_s:.1f} s")
 
     def _drop_instance(self, uid: int, reason: str, *, fenced: bool) -> None:
+        if fenced:
+            self._order.forget(uid)
         self.calls.instance_lost(uid, self.membership.name(uid), reason)
         self._book.instance_lost(uid, reason, time.monotonic(), fenced=fenced)
 
@@ -216,8 +221,13 @@ class ClusterClient(AsyncMPClient):
         socket = self.resources.output_socket
         assert socket is not None
         while True:
-            tag, *payload = await socket.recv_multipart(copy=False)
+            tag, sender, *payload = await socket.recv_multipart(copy=False)
             kind = bytes(tag.buffer)
+            uid, number = origin_of(sender.buffer)
+            if not self._order.take(uid, number) and self.membership.is_known(uid):
+                # Tokens of it would be missing without a trace.
+                logger.warning("output of instance %s was lost on its way", self.membership.name(uid))
+                self._drop_instance(uid, "output of it was lost on its way", fenced=False)
             if kind == TAG_OUTPUTS:
                 self._take_outputs(self.decoder.decode(payload))
             elif kind == TAG_REPORT:
@@ -231,8 +241,7 @@ class ClusterClient(AsyncMPClient):
                 if news.priority is not None:
                     self._book.priority_changed(news.priority.request_id, news.priority.priority)
             elif kind == TAG_LAST_WORDS:
-                uid = int.from_bytes(bytes(payload[0].buffer), "little")
-                self.instance_lost(uid, bytes(payload[1].buffer).decode())
+                self.instance_lost(uid, bytes(payload[0].buffer).decode())
             else:
                 raise AssertionError(f"an instance sent a message with the unknown tag {kind!r}")
 
