@@ -73,9 +73,9 @@ class LiveControl(ClusterViews):
         async def change(found: Found) -> schema.Request:
             for uid, row in found:
                 if uid == HELD:
-                    await self._manager.set_held_priority(row.api_server, row.request_id, wanted)
+                    await self._manager.commands.set_held_priority(row.api_server, row.request_id, wanted)
                 else:
-                    await self._manager.set_priority(uid, row.request_id, wanted)
+                    await self._manager.commands.set_priority(uid, row.request_id, wanted)
             uid, row = found[0]
             return self._request(uid, row, time.time()).model_copy(update={"priority": class_name})
 
@@ -83,12 +83,13 @@ class LiveControl(ClusterViews):
 
     async def abort_request(self, request_id: str, actor: str) -> None:
         reason = f"aborted by operator {actor}"
+        commands = self._manager.commands
 
         async def abort(found: Found) -> None:
             refusals: list[str] = []
             for _, row in found:
                 try:
-                    await self._manager.abort_request(row.api_server, internal_id(row.request_id), reason)
+                    await commands.abort_request(row.api_server, internal_id(row.request_id), reason)
                 except RefusedError as refused:
                     # A child of n > 1 ended with its siblings.
                     refusals.append(str(refused))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 from llumnix.cluster.api_server_pool import ApiServerPool
+from llumnix.cluster.commands import Commands
 from llumnix.cluster.control_socket import ControlSocket
 from llumnix.cluster.engine_state import EngineState
 from llumnix.cluster.instance_pool import InstancePool
@@ -44,10 +42,8 @@ from llumnix.core.events import (
 )
 from llumnix.core.scheduler import Scheduler
 from llumnix.core.settings import SchedulerSettings
-from llumnix.errors import RefusedError
 from llumnix.log import get_logger
 from llumnix.wire import (
-    AbortRequest,
     ApiServerServes,
     ApiServerUp,
     Done,
@@ -58,28 +54,23 @@ from llumnix.wire import (
     LatencySamples,
     LostContact,
     MigrationNews,
-    Move,
     MoveAway,
     PeerGone,
     Replay,
     Report,
     RequestRow,
     RequestTable,
-    SetPriority,
     StateOp,
     StopEngine,
     StopServing,
     Table,
     TableEntry,
-    TellRequests,
     ToManager,
 )
 
 logger = get_logger(__name__)
 
 TICK_S = 0.1
-COMMAND_TIMEOUT_S = 5.0
-_ROWS_TIMEOUT_S = 1.0
 _ENGINES_STOP_S = 5.0
 
 RecordEvent = Callable[[str, str, str, str], None]
@@ -113,6 +104,7 @@ class ClusterManager:
         self._write_down = write_down
         self._record = record
         self._socket = ControlSocket(endpoints)
+        self.commands = Commands(self._socket)
         self.instances = InstancePool(config, endpoints, model, cores_dir, self.handle)
         self.api_servers = ApiServerPool(config, endpoints, model, record, self._socket.forget_api_server)
         self._engine_state = EngineState(ledger.engine_state)
@@ -127,9 +119,6 @@ class ClusterManager:
         self.held: dict[int, tuple[RequestRow, ...]] = {}
         """By API server: the requests that it holds until an instance has room."""
         self._table = Table(0, ())
-        self._commands: dict[int, asyncio.Future[Done]] = {}
-        # Not from 1: a late answer to a former llumnixd must not be taken for one to this.
-        self._command_ids = itertools.count(time.monotonic_ns())
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
         """Called after anything an operator might look at has changed."""
@@ -270,9 +259,7 @@ class ClusterManager:
 
     def _abort_requests(self, action: AbortRequests) -> None:
         for row in self.rows.get(action.uid, ()):
-            # Nobody waits for the answer: what has ended meanwhile needs no abort.
-            abort = AbortRequest(next(self._command_ids), internal_id(row.request_id), action.reason)
-            self._socket.tell_api_server(row.api_server, abort)
+            self.commands.abort_unasked(row.api_server, internal_id(row.request_id), action.reason)
 
     def _move_requests(self, action: MoveRequests) -> None:
         address = self._engines[action.target].address
@@ -306,7 +293,7 @@ class ClusterManager:
         elif isinstance(message, Held):
             self._take_held(message)
         elif isinstance(message, Done):
-            self._answer(message)
+            self.commands.answer(message)
         elif isinstance(message, StateOp):
             self._take_state_op(message)
         elif isinstance(message, MigrationNews):
@@ -365,75 +352,24 @@ class ClusterManager:
             for uid in self._engine_state.missed_by(op, self._replayed):
                 self._socket.tell_instance(uid, Replay((op.call,), then_serve=False))
 
-    # ---- commands with an answer ------------------------------------------------------------------------
-
-    async def set_priority(self, uid: int, request_id: str, priority: int) -> None:
-        """Raises RefusedError where the request is gone or the instance does not answer."""
-        command_id = next(self._command_ids)
-        await self._ask(
-            command_id,
-            lambda: self._socket.tell_instance(uid, SetPriority(command_id, request_id, priority)),
-        )
-
-    async def set_held_priority(self, api_server: int, request_id: str, priority: int) -> None:
-        """As set_priority, of a request that an API server holds."""
-        command_id = next(self._command_ids)
-        command = SetPriority(command_id, request_id, priority)
-        await self._ask(command_id, lambda: self._socket.tell_api_server(api_server, command))
+    # ---- questions --------------------------------------------------------------------------------------
 
     async def migrate(self, source: int, request_id: str, target: int, reason: str) -> str:
         """Begin to move a request; the migration's id. Raises RefusedError with the source's reason."""
-        command_id = next(self._command_ids)
         address = self._engines[target].address
-        return await self._ask(
-            command_id,
-            lambda: self._socket.tell_instance(source, Move(command_id, request_id, target, address, reason)),
-        )
-
-    async def abort_request(self, api_server: int, request_id: str, reason: str) -> None:
-        """Raises RefusedError where the request is gone or the API server does not answer."""
-        command_id = next(self._command_ids)
-        await self._ask(
-            command_id,
-            lambda: self._socket.tell_api_server(api_server, AbortRequest(command_id, request_id, reason)),
-        )
+        return await self.commands.migrate(source, request_id, target, address, reason)
 
     async def ask_for_rows(self) -> None:
         """Have `rows` and `held` as of now; who does not answer soon keeps its last ones."""
-        instances = [partial(self._socket.tell_instance, entry.entry.uid) for entry in self._table.entries]
-        await asyncio.gather(self.heard_by_api_servers(), *map(self._ask_for_rows, instances))
+        uids = [entry.entry.uid for entry in self._table.entries]
+        await self.commands.have_rows_told(uids=uids, api_servers=self._serving_api_servers())
 
     async def heard_by_api_servers(self) -> None:
         """Wait until they go by the latest table, taking messages in order; not long for a stuck one."""
-        serving = [s.index for s in self.api_servers.states if s.serving]
-        tell = [partial(self._socket.tell_api_server, index) for index in serving]
-        await asyncio.gather(*map(self._ask_for_rows, tell))
+        await self.commands.have_rows_told(api_servers=self._serving_api_servers())
 
-    async def _ask_for_rows(self, tell: Callable[[TellRequests], None]) -> None:
-        command_id = next(self._command_ids)
-        with contextlib.suppress(RefusedError):
-            await self._ask(command_id, lambda: tell(TellRequests(command_id)), _ROWS_TIMEOUT_S)
-
-    async def _ask(
-        self, command_id: int, send: Callable[[], None], timeout_s: float = COMMAND_TIMEOUT_S
-    ) -> str:
-        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._commands[command_id] = future
-        try:
-            send()
-            done = await asyncio.wait_for(future, timeout_s)
-        except TimeoutError:
-            raise RefusedError(f"no answer within {timeout_s:g} s; it may still take effect") from None
-        finally:
-            del self._commands[command_id]
-        if done.error is not None:
-            raise RefusedError(done.error)
-        return done.result
-
-    def _answer(self, done: Done) -> None:
-        future = self._commands.get(done.command_id)
-        if future is not None and not future.done():
-            future.set_result(done)
+    def _serving_api_servers(self) -> list[int]:
+        return [server.index for server in self.api_servers.states if server.serving]
 
 
 def scheduler_settings(config: Config, ledger: Ledger) -> SchedulerSettings:
