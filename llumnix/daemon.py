@@ -12,6 +12,7 @@ from pathlib import Path
 from llumnix.admin.journal import Journal
 from llumnix.admin.server import AdminServer
 from llumnix.admin.tokens import load_tokens
+from llumnix.bookkeeping import Bookkeeper
 from llumnix.cluster import ledger as ledgers
 from llumnix.cluster import local_node, ray_driver
 from llumnix.cluster.actors import end_actors, named_actors
@@ -124,11 +125,11 @@ class _Daemon:
         config = self._config
         journal = Journal(self._state_dir / "journal.db")
         stack.callback(journal.close)
-        self._journal = journal
-        record = _recorder(journal, progress)
+        self._books = books = Bookkeeper(journal, self._state_dir, progress.fault)
+        record = books.record
         tokens = load_tokens(self._state_dir, config.admin.tokens)
-        journal.append("daemon.started", f"llumnixd starts cluster {config.cluster.name}")
-        stack.callback(journal.append, "daemon.stopped", "llumnixd has stopped")
+        books.note("daemon.started", f"llumnixd starts cluster {config.cluster.name}")
+        stack.callback(books.note, "daemon.stopped", "llumnixd has stopped")
         progress.say(f"starting Ray and {config.instances.count} instances of {config.served_name}")
         model = asyncio.create_task(asyncio.to_thread(_resolve_model, config))
         node = await asyncio.to_thread(local_node.obtain, config, record, kept=self._kept)
@@ -145,11 +146,11 @@ class _Daemon:
         if not ledger.instances:  # what a former run held is free by now
             check_memory(config)
         manager = ClusterManager(
-            config, ledger, await model, node.temp_dir / "cores", record, self._write_down
+            config, ledger, await model, node.temp_dir / "cores", record, books.write_down
         )
         stack.push_async_callback(self._close, manager)
         nodes = NodeList()
-        control = LiveControl(manager, nodes, _url(config))
+        control = LiveControl(manager, nodes, _url(config), books.faults)
         refresh = asyncio.create_task(nodes.keep_fresh())
         stack.callback(refresh.cancel)
         admin = AdminServer(control, journal, tokens, log_dir(config), config.admin.host, config.admin.port)
@@ -157,9 +158,6 @@ class _Daemon:
         stack.push_async_callback(admin.stop)
         manager.start()
         return manager, control
-
-    def _write_down(self, ledger: ledgers.Ledger) -> None:
-        ledgers.write(self._state_dir, ledger)
 
     # ---- serving ----------------------------------------------------------------------------------------
 
@@ -209,7 +207,7 @@ class _Daemon:
         try:
             self._config, taken, others = reloaded(self._config, load_config(self._path))
         except ConfigError as error:
-            self._journal.append("config.refused", str(error), severity="error")
+            self._books.note("config.refused", str(error), severity="error")
             logger.error("not reloaded: %s", error)
         else:
             logging.getLogger("llumnix").setLevel(self._config.logging.level.upper())
@@ -217,7 +215,7 @@ class _Daemon:
             message = f"took on {', '.join(taken) or 'nothing new'}"
             if others:
                 message += f"; needs a restart: {', '.join(others)}"
-            self._journal.append("config.reloaded", message, severity="warning" if others else "info")
+            self._books.note("config.reloaded", message, severity="warning" if others else "info")
             logger.info("reloaded: %s", message)
         notify("READY=1")
 
@@ -272,17 +270,6 @@ def _resolve_model(config: Config) -> str:
     from llumnix.engine.model_path import resolve_model
 
     return resolve_model(config)
-
-
-def _recorder(journal: Journal, progress: Progress):  # type: ignore[no-untyped-def]
-    def record(kind: str, severity: str, target: str, message: str) -> None:
-        level = {"info": logger.info, "warning": logger.warning, "error": logger.error}[severity]
-        level("%s %s: %s", target, kind, message)
-        journal.append(kind, message, severity=severity, target=target)  # type: ignore[arg-type]
-        if severity == "error":
-            progress.fault(target, message)
-
-    return record
 
 
 def _url(config: Config) -> str:

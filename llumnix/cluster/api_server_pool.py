@@ -13,6 +13,7 @@ import ray
 
 from llumnix.cluster.actors import MAX_WATCHERS, ApiServerActor, ended
 from llumnix.cluster.ledger import KnownApiServer
+from llumnix.cluster.tasks import failure_of
 from llumnix.config import Config
 from llumnix.wire import Endpoints
 
@@ -82,6 +83,10 @@ class ApiServerPool:
         state.serving = True
         state.since = asyncio.get_running_loop().time()
         self._record("apiserver.ready", "info", f"apiserver/{index}", f"pid {state.pid} answers HTTP")
+
+    def failed_task(self) -> BaseException | None:
+        """What ended the supervision of one, if anything did."""
+        return failure_of(self._tasks)
 
     async def stopped(self, timeout_s: float) -> None:
         """Wait until all have ended, having been told so; those that live after `timeout_s` are killed."""

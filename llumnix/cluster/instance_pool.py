@@ -19,6 +19,7 @@ from llumnix.cluster.actors import (
     instance_actor_name,
     kill_actor,
 )
+from llumnix.cluster.tasks import failure_of
 from llumnix.config import Config
 from llumnix.core.events import Event, InstanceDied, InstancePlaced
 from llumnix.engine.main import EngineSpec, uses_gpus
@@ -88,6 +89,10 @@ class InstancePool:
     def place(self, uid: int) -> Place | None:
         return self._places.get(uid)
 
+    def failed_task(self) -> BaseException | None:
+        """What ended a task that watches an instance before the instance's end, if anything did."""
+        return failure_of(self._tasks)
+
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -116,4 +121,8 @@ class InstancePool:
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._drop_unless_failed)
+
+    def _drop_unless_failed(self, task: asyncio.Task[None]) -> None:
+        if failure_of([task]) is None:
+            self._tasks.discard(task)

@@ -12,9 +12,14 @@ from llumnix import __version__
 from llumnix.config import Config, bound_to_processes, changed, digests
 from llumnix.core.events import AdoptedInstance, InstanceState
 from llumnix.core.member import EMPTYING, SERVING, InstanceView
+from llumnix.errors import LlumnixError
 from llumnix.wire import Endpoints, PeerAddress
 
 LEDGER_FILE_NAME = "cluster.ledger"
+
+
+class LedgerError(LlumnixError):
+    """The ledger's file cannot be written (disk full, permissions)."""
 
 
 class KnownEngine(msgspec.Struct, frozen=True):
@@ -130,11 +135,18 @@ def new_ledger(config: Config, run_id: str, endpoints: Endpoints, next_uid: int)
 
 
 def write(state_dir: Path, ledger: Ledger) -> None:
-    """Whole or not at all; it need not outlive the machine, as nothing does that it tells of."""
+    """Whole, or not at all and LedgerError.
+
+    It need not outlive the machine, as nothing does that it tells of.
+    """
     partial = state_dir / f"{LEDGER_FILE_NAME}.partial"
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(msgspec.msgpack.encode(ledger))
-    partial.replace(state_dir / LEDGER_FILE_NAME)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.msgpack.encode(ledger))
+        partial.replace(state_dir / LEDGER_FILE_NAME)
+    except OSError as error:
+        path = state_dir / LEDGER_FILE_NAME
+        raise LedgerError(f"the ledger {path} cannot be written: {error.strerror}") from error
 
 
 def read(state_dir: Path) -> Ledger | None:

@@ -19,6 +19,7 @@ from llumnix.cluster.ledger import KnownEngine, Ledger
 from llumnix.cluster.migration_log import MigrationLog
 from llumnix.cluster.recorder import Recorder
 from llumnix.cluster.request_ids import internal_id
+from llumnix.cluster.tasks import failure_of
 from llumnix.config import Config
 from llumnix.core.events import (
     AbortRequests,
@@ -81,7 +82,7 @@ class ClusterManager:
     """Owns the scheduler, the sockets and the processes of one cluster, on the daemon's event loop.
 
     Invariants: `_engines` holds what every instance that a table may name said when it came up; what the
-    scheduler decides stands in the ledger before it is done.
+    scheduler decides stands in the ledger before it is done, unless the disk refuses it: then once it can.
     """
 
     def __init__(
@@ -91,9 +92,12 @@ class ClusterManager:
         model: str,
         cores_dir: Path,
         record: RecordEvent,
-        write_down: Callable[[Ledger], None],
+        write_down: Callable[[Ledger], bool],
     ) -> None:
-        """`ledger`: of a new cluster, or of one to take over; `write_down` keeps its later states."""
+        """`ledger`: of a new cluster, or of one to take over; `write_down` keeps its later states, if it can.
+
+        Neither `record` nor `write_down` raises because of a disk: the cluster serves without them.
+        """
         endpoints = ledger.endpoints
         self.config = config
         self.scheduler = Scheduler(scheduler_settings(config, ledger))
@@ -102,6 +106,7 @@ class ClusterManager:
         self._recorder = Recorder(record_to, self.scheduler) if record_to is not None else None
         self._ledger = ledger
         self._write_down = write_down
+        self._is_written_down = True
         self._record = record
         self._socket = ControlSocket(endpoints)
         self.commands = Commands(self._socket)
@@ -196,10 +201,8 @@ class ClusterManager:
             self._recorder.close()
 
     def failed_task(self) -> BaseException | None:
-        """What ended one of the manager's own tasks, if anything did."""
-        return next(
-            (t.exception() for t in self._tasks if t.done() and not t.cancelled() and t.exception()), None
-        )
+        """What ended a task of the manager or of its pools, if anything did."""
+        return failure_of(self._tasks) or self.instances.failed_task() or self.api_servers.failed_task()
 
     # ---- events and actions -----------------------------------------------------------------------------
 
@@ -228,9 +231,9 @@ class ClusterManager:
             self.api_servers.known(),
             self._engine_state.by_key(),
         )
-        if ledger != self._ledger:
+        if ledger != self._ledger or not self._is_written_down:
             self._ledger = ledger
-            self._write_down(ledger)
+            self._is_written_down = self._write_down(ledger)
 
     def _instance_died(self, event: InstanceDied) -> None:
         self._engines.pop(event.uid, None)
@@ -279,6 +282,8 @@ class ClusterManager:
     async def _ticks(self) -> None:
         while True:
             self.handle(Tick())
+            if not self._is_written_down:
+                self._write_ledger()
             await asyncio.sleep(min(TICK_S, self.config.scheduler.interval_s))
 
     # ---- messages ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -31,10 +31,14 @@ HELD = 0
 class ClusterViews:
     """Answers from the manager's memory, at once."""
 
-    def __init__(self, manager: ClusterManager, nodes: NodeList, endpoint_url: str) -> None:
+    def __init__(
+        self, manager: ClusterManager, nodes: NodeList, endpoint_url: str, faults: Callable[[], list[str]]
+    ) -> None:
+        """`faults`: what llumnixd itself suffers from, though the cluster serves."""
         self._manager = manager
         self._nodes = nodes
         self._endpoint_url = endpoint_url
+        self._faults = faults
         self._started = time.monotonic()
         self._class_names = {c.engine_priority: name for name, c in manager.config.priorities.items()}
         self.stopping = False
@@ -47,7 +51,7 @@ class ClusterViews:
             name=config.cluster.name,
             version=__version__,
             state=state,
-            reason=reason,
+            reason="; ".join(filter(None, (reason, *self._faults()))),
             uptime_s=time.monotonic() - self._started,
             model=config.served_name,
             endpoint_url=self._endpoint_url,
