@@ -97,8 +97,12 @@ class ApiServerPool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def expect_end(self) -> None:
-        """From here on an API server that ends is not started again."""
+        """From here on an API server that ends is not started again; what never came up ends at once."""
         self._stopping = True
+        for state, task in zip(self.states, self._tasks, strict=True):
+            if state.pid is None:  # it has no request, or waits for its back-off
+                task.cancel()
+                self._kill(state.index)
 
     def leave(self) -> None:
         """Supervise no more; what serves goes on."""
@@ -108,7 +112,12 @@ class ApiServerPool:
     def kill_all(self) -> None:
         self._stopping = True
         self.leave()
-        for actor in self._actors.values():
+        for index in self._actors:
+            self._kill(index)
+
+    def _kill(self, index: int) -> None:
+        actor = self._actors.get(index)
+        if actor is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)
 

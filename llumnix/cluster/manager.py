@@ -103,6 +103,8 @@ class ClusterManager:
         self.scheduler = Scheduler(scheduler_settings(config, ledger))
         record_to = config.scheduler.record
         self._is_ending = False
+        self._serve_until: float | None = None
+        """Set once the API servers are to end: those that come up later are told so too."""
         self._recorder = Recorder(record_to, self.scheduler) if record_to is not None else None
         self._ledger = ledger
         self._write_down = write_down
@@ -168,8 +170,9 @@ class ClusterManager:
 
     async def drain_requests(self, drain_s: float) -> None:
         """Have the API servers take nothing new, finish or abort what runs, and end."""
-        self.api_servers.expect_end()
+        self._serve_until = time.monotonic() + drain_s
         self._socket.tell_api_servers(StopServing(drain_s))
+        self.api_servers.expect_end()
         await self.api_servers.stopped(drain_s + 5.0)
 
     async def stop_engines(self) -> None:
@@ -324,6 +327,9 @@ class ClusterManager:
         if isinstance(message, ApiServerUp):
             self._take_held(Held(HeldRequests(message.index, 0, 0, 0, 0), ()))
             self.api_servers.up(message.index, message.pid)
+            if self._serve_until is not None:
+                rest_s = max(0.0, self._serve_until - time.monotonic())
+                self._socket.tell_api_server(message.index, StopServing(rest_s))
             self._socket.tell_api_server(message.index, self._table)
         elif isinstance(message, ApiServerServes):
             self.api_servers.serves(message.index)

@@ -1,23 +1,26 @@
-"""The cluster manager without processes: what it writes down, what it tells API servers, what it supervises."""
+"""The cluster manager without processes: what it writes down, tells API servers, and supervises."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llumnix.cluster import ledger as ledgers
 from llumnix.cluster.api_server_pool import ApiServerPool, ApiServerState
 from llumnix.cluster.instance_pool import InstancePool
-from llumnix.cluster.ledger import Ledger
+from llumnix.cluster.ledger import KnownApiServer, Ledger
 from llumnix.cluster.manager import ClusterManager
 from llumnix.config import parse_config
 from llumnix.core.events import InstancePlaced, InstanceState
-from llumnix.wire import ipc_endpoints
+from llumnix.frontend.control_link import ControlLink
+from llumnix.wire import FromManager, StopServing, ipc_endpoints
 
 
 @dataclass
@@ -27,6 +30,7 @@ class World:
     started: list[int] = field(default_factory=list)
     killed: list[Any] = field(default_factory=list)
     disk_works: bool = True
+    api_server_ends: asyncio.Event = field(default_factory=asyncio.Event)
     written: list[Ledger] = field(default_factory=list)
 
     def write_down(self, ledger: Ledger) -> bool:
@@ -40,8 +44,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
 
     async def serve(pool: ApiServerPool, state: ApiServerState) -> str:
-        await asyncio.Event().wait()
-        return "never"
+        await made.api_server_ends.wait()
+        return "told to"
 
     monkeypatch.setattr(InstancePool, "start", lambda pool, instance, uid: made.started.append(uid))
     monkeypatch.setattr(InstancePool, "adopt", lambda pool, uid: None)
@@ -49,13 +53,27 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
+CONFIG = parse_config({"instances": {"count": 2}})
+
+
 @pytest.fixture
-async def manager(world: World, tmp_path: Path) -> AsyncIterator[ClusterManager]:
-    config = parse_config({"instances": {"count": 2}})
-    ledger = ledgers.new_ledger(config, "00ff", ipc_endpoints(tmp_path, 1), next_uid=1)
-    made = ClusterManager(config, ledger, "tiny", tmp_path, lambda *event: None, world.write_down)
-    yield made
-    await made.close()
+def ledger(tmp_path: Path) -> Ledger:
+    return ledgers.new_ledger(CONFIG, "00ff", ipc_endpoints(tmp_path, 1), next_uid=1)
+
+
+@contextlib.asynccontextmanager
+async def managing(ledger: Ledger, world: World) -> AsyncIterator[ClusterManager]:
+    made = ClusterManager(CONFIG, ledger, "tiny", Path("/none"), lambda *event: None, world.write_down)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@pytest.fixture
+async def manager(ledger: Ledger, world: World) -> AsyncIterator[ClusterManager]:
+    async with managing(ledger, world) as made:
+        yield made
 
 
 async def until(condition: Any) -> None:
@@ -100,3 +118,31 @@ async def test_an_api_servers_supervision_that_fails_does_not_go_unnoticed(
     monkeypatch.setattr(ApiServerPool, "_one_process", broken)
     manager.start()
     await until(manager.failed_task)
+
+
+async def test_a_stop_does_not_wait_for_an_api_server_that_never_came_up(manager: ClusterManager) -> None:
+    manager.start()
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(2):
+        await manager.drain_requests(30.0)
+
+
+async def test_an_api_server_that_says_up_during_the_stop_is_told_to_end_in_the_time_that_is_left(
+    ledger: Ledger, world: World
+) -> None:
+    known = msgspec.structs.replace(ledger, api_servers=(KnownApiServer(0, "api-server-0", 77),))
+    told: list[FromManager] = []
+    async with managing(known, world) as manager:
+        manager.start()
+        stop = asyncio.create_task(manager.drain_requests(30.0))
+        await asyncio.sleep(0.1)
+        link = ControlLink(known.endpoints, 0, 77)
+        reading = asyncio.create_task(link.run(told.append))
+        await until(lambda: told)
+        assert isinstance(told[0], StopServing) and 25.0 < told[0].drain_s < 29.95
+        world.api_server_ends.set()
+        async with asyncio.timeout(2):
+            await stop
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await link.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -58,3 +59,16 @@ def test_ctrl_c_aborts_what_does_not_finish_in_time(tmp_path: Path) -> None:
         assert cluster.process.wait(60) == 0
         assert cluster.leftovers() == []
         assert leftovers.read_run(cluster.state_dir) is None
+
+
+def test_a_cluster_that_is_stopped_while_it_loads_ends_within_seconds(tmp_path: Path) -> None:
+    cluster = launch(settings(tmp_path / "state", instances={"count": 1}), tmp_path)
+    try:
+        wait_for(lambda: "i0: " in cluster.output(), 60, "the instance is asked for")
+        began = time.monotonic()
+        send(cluster, signal.SIGTERM)
+        assert cluster.process.wait(60) == 0, cluster.output()
+        assert time.monotonic() - began < 15, cluster.output()  # its drain_timeout_s and more before
+        assert cluster.leftovers() == []
+    finally:
+        cluster.end()
