@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import ray
 
 from llumnix.admin import schema
+from llumnix.log import get_logger
+
+logger = get_logger(__name__)
 
 REFRESH_S = 2.0
 
@@ -32,9 +35,16 @@ class NodeList:
         self._facts: tuple[RayNodeFacts, ...] = ()
 
     async def keep_fresh(self) -> None:
-        """Ask Ray again every REFRESH_S until cancelled."""
+        """Ask Ray again every REFRESH_S until cancelled; what it does not answer stays as it was."""
+        answers = True
         while True:
-            self._facts = await asyncio.to_thread(_ask_ray)
+            try:
+                self._facts = await asyncio.to_thread(_ask_ray)
+                answers = True
+            except (ray.exceptions.RayError, RuntimeError) as error:  # the latter where it cannot connect
+                if answers:
+                    logger.warning("Ray does not tell its nodes, their last state is shown: %s", error)
+                answers = False
             await asyncio.sleep(REFRESH_S)
 
     def views(self, instances: Sequence[schema.Instance]) -> list[schema.Node]:
