@@ -67,7 +67,7 @@ class ClusterControl(Protocol):
         ...
 
     async def add_instances(self, count: int, actor: str) -> list[str]:
-        """Begin to start instances; returns their ids. Refused beyond the scaling bounds."""
+        """Begin to start instances, beyond the scaling bounds too; returns their ids."""
         ...
 
     async def remove_instance(self, instance_id: str, actor: str) -> None:
