@@ -14,7 +14,7 @@ from typing import BinaryIO, get_args
 
 import msgspec
 
-from llumnix.core.events import AdoptedInstance, AdoptInstances, Drain, Event, InstanceState
+from llumnix.core.events import AdoptedInstance, AdoptInstances, Event, InstanceState
 from llumnix.core.member import EMPTYING, SERVING, InstanceView
 from llumnix.core.settings import SchedulerSettings
 from llumnix.errors import ConfigError
@@ -151,13 +151,12 @@ def opening_events(
         v for v in views if v.state is not InstanceState.DEAD and (v.state in EMPTYING or not v.removing)
     ]
     adopted = tuple(
-        AdoptedInstance(v.instance, v.uid, v.incarnation, v.node, v.pid, v.state in SERVING, v.cordoned)
+        AdoptedInstance(
+            v.instance, v.uid, v.incarnation, v.node, v.pid, v.state in SERVING, v.cordoned, v.drain
+        )
         for v in stays
     )
     events: list[Event] = [AdoptInstances(adopted, table_version)] if adopted else []
-    for view in stays:
-        if view.drain_deadline is not None:
-            events.append(Drain(view.instance, max(0.0, view.drain_deadline - now), view.removing))
     numbered = replace(
         settings,
         first_uid=max([settings.first_uid, *(v.uid + 1 for v in views)]),

@@ -10,7 +10,7 @@ import msgspec
 
 from llumnix import __version__
 from llumnix.config import Config, bound_to_processes, changed, digests
-from llumnix.core.events import AdoptedInstance, InstanceState
+from llumnix.core.events import AdoptedInstance, DrainOrder, InstanceState
 from llumnix.core.member import EMPTYING, SERVING, InstanceView
 from llumnix.errors import LlumnixError
 from llumnix.wire import Endpoints, PeerAddress
@@ -38,11 +38,10 @@ class KnownInstance(msgspec.Struct, frozen=True):
     node: str | None
     pid: int | None
     cordoned: bool
-    drain_deadline: float | None
-    """time.monotonic() of this machine, infinity for none; None: it is not drained."""
-    removing: bool
     engine: KnownEngine | None
     """None: it does not serve."""
+    drain: DrainOrder | None = None
+    """Its times are time.monotonic() of this machine; None: it is not drained."""
 
     def adopted(self) -> AdoptedInstance:
         return AdoptedInstance(
@@ -53,6 +52,7 @@ class KnownInstance(msgspec.Struct, frozen=True):
             self.pid,
             self.engine is not None,
             self.cordoned,
+            self.drain,
         )
 
 
@@ -123,9 +123,8 @@ def _known(view: InstanceView, engines: Mapping[int, KnownEngine]) -> KnownInsta
         node=view.node,
         pid=view.pid,
         cordoned=view.cordoned,
-        drain_deadline=view.drain_deadline,
-        removing=view.removing,
         engine=engines[view.uid] if view.state in SERVING else None,
+        drain=view.drain,
     )
 
 

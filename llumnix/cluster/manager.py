@@ -26,7 +26,6 @@ from llumnix.core.events import (
     Action,
     AddInstances,
     AdoptInstances,
-    Drain,
     Event,
     HeldRequests,
     InstanceDied,
@@ -155,9 +154,6 @@ class ClusterManager:
                 self._replayed.add(known.uid)
         self.handle(AdoptInstances(tuple(known.adopted() for known in left.instances), left.table_version))
         for known in left.instances:
-            if known.drain_deadline is not None:
-                timeout_s = max(0.0, known.drain_deadline - time.monotonic())
-                self.handle(Drain(known.instance, timeout_s, remove=known.removing))
             if known.engine is not None:
                 self.instances.adopt(known.uid)
         if left.differs_in("instances.count", self.config):

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 from llumnix.core import lifecycle
-from llumnix.core.events import AbortRequests, Action, Drain, InstanceState
-from llumnix.core.member import DrainOrder, Member, blockers
+from llumnix.core.events import AbortRequests, Action, Drain, DrainOrder, InstanceState
+from llumnix.core.member import Member, blockers
 from llumnix.core.settings import SchedulerSettings
 
 S = InstanceState
@@ -38,6 +38,13 @@ def begin(
     message = f"drain{limit}{aim}"
     member.move(S.DRAINING, message, now)
     return [member.record("drain.started", message), *advance(member, settings, now)]
+
+
+def resume(member: Member, order: DrainOrder, settings: SchedulerSettings, now: float) -> None:
+    """Go on with a drain that a former scheduler began; it lasts at least until a report can judge it."""
+    until = max(order.deadline, now + 2 * settings.settle_s)
+    member.drain = replace(order, timeout_s=until - order.started_at)
+    member.move(S.DRAINING, f"{member.reason}, its drain goes on", now)
 
 
 def advance(member: Member, settings: SchedulerSettings, now: float) -> list[Action]:

@@ -93,6 +93,29 @@ class AddInstances:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainOrder:
+    """A drain under way. `remove`: the instance is stopped when it is empty or the time is up.
+
+    `is_surplus`: only because it is not needed; should it be before it is empty, it stays. `restart`: once
+    empty its process is replaced, and it is cordoned again only where it `was_cordoned`.
+    """
+
+    started_at: float
+    timeout_s: float
+    remove: bool
+    is_surplus: bool = False
+    restart: bool = False
+    was_cordoned: bool = False
+    abort_left: bool = False
+    abort_again_at: float | None = None
+    """Its time is up and what was left is aborted; what has turned up since then is next."""
+
+    @property
+    def deadline(self) -> float:
+        return self.started_at + self.timeout_s if self.abort_again_at is None else self.abort_again_at
+
+
+@dataclass(frozen=True, slots=True)
 class AdoptedInstance:
     """An instance as the scheduler before this one knew it. `serves`: its process goes on, or its death will
     be told; otherwise it is started again."""
@@ -104,6 +127,8 @@ class AdoptedInstance:
     pid: int | None
     serves: bool
     cordoned: bool
+    drain: DrainOrder | None = None
+    """That of one that serves; its times are the scheduler's `now`."""
 
 
 @dataclass(frozen=True, slots=True)

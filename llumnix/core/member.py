@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llumnix.core.events import Beat, InstanceState, Record
+from llumnix.core.events import Beat, DrainOrder, InstanceState, Record
 from llumnix.core.load import InstanceReport, freeness, headroom_in_blocks
 from llumnix.core.settings import SchedulerSettings
 
@@ -42,29 +42,6 @@ class Incarnation:
     """When it is killed (again) if it still lives."""
     to_be_replaced: bool = False
     """Its end was asked for, so that another process takes its place: no failure."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrainOrder:
-    """A drain under way. `remove`: the instance is stopped when it is empty or the time is up.
-
-    `is_surplus`: only because it is not needed; should it be before it is empty, it stays. `restart`: once
-    empty its process is replaced, and it is cordoned again only where it `was_cordoned`.
-    """
-
-    started_at: float
-    timeout_s: float
-    remove: bool
-    is_surplus: bool = False
-    restart: bool = False
-    was_cordoned: bool = False
-    abort_left: bool = False
-    abort_again_at: float | None = None
-    """Its time is up and what was left is aborted; what has turned up since then is next."""
-
-    @property
-    def deadline(self) -> float:
-        return self.started_at + self.timeout_s if self.abort_again_at is None else self.abort_again_at
 
 
 @dataclass(slots=True)
@@ -132,6 +109,7 @@ class InstanceView:
     """An operator's wish, whatever state it is in."""
     blockers: tuple[str, ...] = field(default=())
     """What a drain still waits for, or what was there when its time was up."""
+    drain: DrainOrder | None = None
 
 
 def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
@@ -157,6 +135,7 @@ def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
         removing=member.removing or (drain is not None and drain.remove),
         cordoned=member.cordoned,
         blockers=blockers(member) if member.state in (S.DRAINING, S.CORDONED) else (),
+        drain=drain,
     )
 
 

@@ -218,6 +218,8 @@ class Scheduler:
         actions: list[Action] = []
         for known in left.instances:
             member, records = lifecycle.adopted(known, now)
+            if known.serves and known.drain is not None:
+                drains.resume(member, known.drain, self._settings, now)
             self._roster.enter(member)
             if not member.is_live:
                 self._roster.died(known.uid)

@@ -11,7 +11,15 @@ import pytest
 from llumnix.cluster import ledger as ledgers
 from llumnix.cluster.ledger import KnownApiServer, KnownEngine, Ledger
 from llumnix.config import parse_config
-from llumnix.core.events import AddInstances, Cordon, Drain, InstanceDied, InstancePlaced, InstanceReady
+from llumnix.core.events import (
+    AddInstances,
+    Cordon,
+    Drain,
+    DrainOrder,
+    InstanceDied,
+    InstancePlaced,
+    InstanceReady,
+)
 from llumnix.core.scheduler import Scheduler
 from llumnix.core.settings import SchedulerSettings
 from llumnix.wire import CurveKeys, PeerAddress, ipc_endpoints
@@ -56,7 +64,9 @@ def test_everything_that_is_to_stay_is_written_down(scheduler: Scheduler) -> Non
         "i3": True,
     }
     assert {name for name, entry in known.items() if entry.cordoned} == {"i1", "i3"}
-    assert (known["i3"].drain_deadline, known["i3"].removing) == (50.0, True)
+    drain = known["i3"].drain
+    assert drain is not None and (drain.deadline, drain.remove) == (50.0, True)
+    assert known["i0"].drain is None
     assert (ledger.next_uid, ledger.next_instance) == (5, 4)
     assert ledger.table_version == scheduler.table().version > 0
     assert known["i0"].adopted().pid == 1001
@@ -68,6 +78,22 @@ def test_numbers_of_the_dead_are_not_forgotten(scheduler: Scheduler) -> None:
     later = of(scheduler, ledger)
     assert "i3" not in {entry.instance for entry in later.instances}
     assert (later.next_uid, later.next_instance) == (5, 4)
+
+
+def test_a_drain_is_written_down_with_all_that_was_ordered(scheduler: Scheduler) -> None:
+    scheduler.handle(Drain("i0", 20.0, restart=True, abort_left=True), 3.0)
+    (known, *_) = of(scheduler, new()).instances
+    assert known.drain == DrainOrder(3.0, 20.0, remove=False, restart=True, abort_left=True)
+    assert known.adopted().drain == known.drain
+
+
+def test_a_ledger_without_drains_tells_of_none(scheduler: Scheduler, tmp_path: Path) -> None:
+    older = msgspec.msgpack.decode(msgspec.msgpack.encode(of(scheduler, new())))
+    for known in older["instances"]:
+        del known["drain"]
+    (tmp_path / ledgers.LEDGER_FILE_NAME).write_bytes(msgspec.msgpack.encode(older))
+    ledger = ledgers.read(tmp_path)
+    assert ledger is not None and [known.drain for known in ledger.instances] == [None] * 4
 
 
 def test_it_is_read_back_as_it_was_and_by_nobody_else(scheduler: Scheduler, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,12 @@ import pytest
 from llumnix.cluster import ledger as ledgers
 from llumnix.cluster.api_server_pool import ApiServerPool, ApiServerState
 from llumnix.cluster.instance_pool import InstancePool
-from llumnix.cluster.ledger import KnownApiServer, Ledger
+from llumnix.cluster.ledger import KnownApiServer, KnownEngine, KnownInstance, Ledger
 from llumnix.cluster.manager import ClusterManager
 from llumnix.config import parse_config
-from llumnix.core.events import InstancePlaced, InstanceState
+from llumnix.core.events import DrainOrder, InstancePlaced, InstanceState
 from llumnix.frontend.control_link import ControlLink
-from llumnix.wire import FromManager, StopServing, ipc_endpoints
+from llumnix.wire import FromManager, PeerAddress, StopServing, ipc_endpoints
 
 
 @dataclass
@@ -125,6 +126,17 @@ async def test_a_stop_does_not_wait_for_an_api_server_that_never_came_up(manager
     await asyncio.sleep(0.05)
     async with asyncio.timeout(2):
         await manager.drain_requests(30.0)
+
+
+async def test_a_drain_goes_on_as_it_was_ordered_when_llumnixd_is_back(ledger: Ledger, world: World) -> None:
+    engine = KnownEngine(b"", PeerAddress("ipc://peer", b""))
+    order = DrainOrder(time.monotonic(), 60.0, remove=False, restart=True, abort_left=True)
+    left = KnownInstance("i0", 1, 1, "n0", 7, cordoned=True, engine=engine, drain=order)
+    async with managing(msgspec.structs.replace(ledger, instances=(left,)), world) as manager:
+        manager.start()
+        view = manager.scheduler.instance("i0")
+        assert (view.state, view.drain) == (InstanceState.DRAINING, order)
+        assert world.written[-1].instances[0].drain == order
 
 
 async def test_an_api_server_that_says_up_during_the_stop_is_told_to_end_in_the_time_that_is_left(

@@ -139,8 +139,6 @@ def ledger_with(config: Config, run_id: str, uid: int) -> ledgers.Ledger:
         node="n",
         pid=1,
         cordoned=False,
-        drain_deadline=None,
-        removing=False,
         engine=KnownEngine(b"", PeerAddress("", b"")),
     )
     ledger = ledgers.new_ledger(config, run_id, ipc_endpoints(Path("/run/x"), 1), next_uid=uid + 1)

@@ -5,22 +5,30 @@ from __future__ import annotations
 import pytest
 
 from llumnix.core.events import (
+    AbortRequests,
     AddInstances,
     AdoptedInstance,
     AdoptInstances,
     Beat,
     DispatchEntry,
     Drain,
+    DrainOrder,
     InstanceDied,
+    InstanceReady,
     InstanceState,
     PublishTable,
     Record,
+    Reported,
+    ScaleTo,
     StartInstance,
+    StopInstance,
     Tick,
     Uncordon,
 )
 from llumnix.core.scheduler import Scheduler
 from llumnix.core.settings import SchedulerSettings
+
+from .reports import report
 
 S = InstanceState
 
@@ -87,6 +95,47 @@ def test_a_drain_can_be_ordered_again(scheduler: Scheduler) -> None:
     scheduler.handle(Drain("i1", 30.0, remove=True), 100.0)
     view = scheduler.instance("i1")
     assert (view.state, view.removing, view.drain_deadline) == (S.DRAINING, True, 130.0)
+
+
+def adopted_drain(order: DrainOrder) -> Scheduler:
+    left = AdoptedInstance("i0", 3, 1, "n0", 1003, serves=True, cordoned=True, drain=order)
+    scheduler = Scheduler(SchedulerSettings(first_uid=6, first_instance=3))
+    scheduler.handle(AdoptInstances((left,), 7), 100.0)
+    scheduler.check_integrity()
+    assert scheduler.instance("i0").state is S.DRAINING
+    return scheduler
+
+
+def test_a_drain_that_aborts_what_is_left_still_does() -> None:
+    scheduler = adopted_drain(DrainOrder(90.0, 30.0, remove=False, abort_left=True))
+    assert scheduler.instance("i0").drain_deadline == 120.0
+    scheduler.handle(Beat(3, 0.0, None, 0.5), 119.0)
+    scheduler.handle(Reported(report(uid=3, running=1)), 119.0)
+    actions = scheduler.handle(Tick(), 120.0)
+    assert [a.uid for a in actions if isinstance(a, AbortRequests)] == [3]
+
+
+def test_a_restart_still_replaces_the_process_and_opens_the_instance_again() -> None:
+    scheduler = adopted_drain(DrainOrder(90.0, 30.0, remove=False, restart=True, was_cordoned=False))
+    actions = scheduler.handle(Reported(report(uid=3)), 102.0)
+    assert [a.uid for a in actions if isinstance(a, StopInstance)] == [3]
+    scheduler.handle(InstanceDied(3, "stopped"), 103.0)
+    scheduler.handle(Tick(), 103.25)
+    scheduler.handle(InstanceReady(6), 110.0)
+    assert scheduler.instance("i0").state is S.RUNNING
+
+
+def test_what_is_drained_as_surplus_is_still_taken_back_when_it_is_needed() -> None:
+    scheduler = adopted_drain(DrainOrder(90.0, float("inf"), remove=True, is_surplus=True))
+    scheduler.handle(ScaleTo(2), 101.0)
+    assert scheduler.instance("i0").state is S.RUNNING
+
+
+def test_a_drain_whose_time_ran_out_meanwhile_waits_for_a_report_to_judge_it() -> None:
+    scheduler = adopted_drain(DrainOrder(10.0, 30.0, remove=False))
+    scheduler.handle(Tick(), 101.0)
+    scheduler.handle(Reported(report(uid=3)), 101.5)
+    assert scheduler.instance("i0").state is S.DRAINED
 
 
 def test_other_settings_are_taken_on_at_once(scheduler: Scheduler) -> None:
