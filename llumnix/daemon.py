@@ -149,7 +149,7 @@ class _Daemon:
             config, ledger, await model, node.temp_dir / "cores", record, books.write_down
         )
         stack.push_async_callback(self._close, manager)
-        nodes = NodeList()
+        nodes = NodeList(manager.node_is_gone)
         control = LiveControl(manager, nodes, _url(config), books.faults)
         refresh = asyncio.create_task(nodes.keep_fresh())
         stack.callback(refresh.cancel)

@@ -141,7 +141,10 @@ class EventLog:
 
 
 def opening_events(
-    views: Sequence[InstanceView], table_version: int, settings: SchedulerSettings, now: float
+    views: Sequence[InstanceView],
+    table_version: int,
+    cordoned_nodes: tuple[str, ...],
+    settings: SchedulerSettings,
 ) -> tuple[SchedulerSettings, list[Event]]:
     """Settings and events that bring a new scheduler to where one with these views is.
 
@@ -152,11 +155,21 @@ def opening_events(
     ]
     adopted = tuple(
         AdoptedInstance(
-            v.instance, v.uid, v.incarnation, v.node, v.pid, v.state in SERVING, v.cordoned, v.drain
+            v.instance,
+            v.uid,
+            v.incarnation,
+            v.node,
+            v.pid,
+            v.state in SERVING,
+            v.cordoned,
+            v.drain,
+            v.cordoned_with_node,
         )
         for v in stays
     )
-    events: list[Event] = [AdoptInstances(adopted, table_version)] if adopted else []
+    events: list[Event] = []
+    if adopted or cordoned_nodes:
+        events.append(AdoptInstances(adopted, table_version, cordoned_nodes))
     numbered = replace(
         settings,
         first_uid=max([settings.first_uid, *(v.uid + 1 for v in views)]),

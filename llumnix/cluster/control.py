@@ -14,12 +14,15 @@ from llumnix.core.events import (
     AddInstances,
     CommandRefused,
     Cordon,
+    CordonNode,
     Drain,
+    DrainNode,
     Event,
     InstanceState,
     ScaleTo,
     TerminationNotice,
     Uncordon,
+    UncordonNode,
     UnknownInstance,
 )
 from llumnix.core.member import InstanceView
@@ -46,23 +49,32 @@ class LiveControl(ClusterViews):
         self._do(Drain(instance_id, math.inf, remove=True))
 
     async def cordon(self, kind: schema.TargetKind, target_id: str, actor: str) -> None:
-        self._do_all(Cordon(instance) for instance in self._targets(kind, target_id))
+        self._do(Cordon(target_id) if kind == "instance" else CordonNode(self._node(target_id).id))
         await self._manager.heard_by_api_servers()
 
     async def uncordon(self, kind: schema.TargetKind, target_id: str, actor: str) -> None:
-        self._do_all(Uncordon(instance) for instance in self._targets(kind, target_id))
+        self._do(Uncordon(target_id) if kind == "instance" else UncordonNode(self._node(target_id).id))
         await self._manager.heard_by_api_servers()
 
     async def drain(
         self, kind: schema.TargetKind, target_id: str, options: schema.DrainOptions, actor: str
     ) -> None:
-        self._do_all(_drain(instance, options) for instance in self._targets(kind, target_id))
+        drain = _drain(target_id, options)
+        if kind == "node":
+            self._do(DrainNode(self._node(target_id).id, drain.timeout_s, drain.abort_left))
+        else:
+            self._do(drain)
 
     async def restart(self, instance_id: str, options: schema.DrainOptions, actor: str) -> None:
         self._do(_drain(instance_id, options, restart=True))
 
     async def terminate(self, kind: schema.TargetKind, target_id: str, deadline_s: float, actor: str) -> None:
-        self._do_all(TerminationNotice(i, deadline_s) for i in self._targets(kind, target_id))
+        if kind == "instance":
+            self._do(TerminationNotice(target_id, deadline_s))
+            return
+        node = self._node(target_id)
+        self._do(CordonNode(node.id))  # what replaces its instances is placed elsewhere
+        self._do_all(TerminationNotice(instance, deadline_s) for instance in node.instances)
 
     async def set_priority(self, request_id: str, class_name: str, actor: str) -> schema.Request:
         classes = self._manager.config.priorities
@@ -126,15 +138,11 @@ class LiveControl(ClusterViews):
         except UnknownInstance as unknown:
             raise UnknownTargetError(str(unknown)) from None
 
-    def _targets(self, kind: schema.TargetKind, target_id: str) -> list[str]:
-        if kind == "instance":
-            return [target_id]
-        node = next((n for n in self.nodes() if n.id == target_id), None)
+    def _node(self, node_id: str) -> schema.Node:
+        node = next((n for n in self.nodes() if n.id == node_id), None)
         if node is None:
-            raise UnknownTargetError(f"there is no node {target_id}")
-        if not node.instances:
-            raise RefusedError(f"node {target_id} has no instances")
-        return list(node.instances)
+            raise UnknownTargetError(f"there is no node {node_id}")
+        return node
 
     async def _carry_out(self, request_id: str, command: Callable[[Found], Awaitable[Answer]]) -> Answer:
         """A command to a request where it was last seen, and if it is not there, to where it is.

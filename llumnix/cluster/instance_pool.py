@@ -26,6 +26,7 @@ from llumnix.engine.main import EngineSpec, uses_gpus
 from llumnix.wire import Endpoints
 
 _STAGE_INTERVAL_S = 0.5
+_NODE_LABEL = "ray.io/node-id"
 
 
 class InstancePool:
@@ -48,7 +49,8 @@ class InstancePool:
         self.stages: dict[int, str] = {}
         """By uid: what an instance's start is at; gone once it serves."""
 
-    def start(self, instance: str, uid: int) -> None:
+    def start(self, instance: str, uid: int, not_on: tuple[str, ...] = ()) -> None:
+        """Have Ray start it on any node but those in `not_on`; it waits until there is one with room."""
         spec = EngineSpec(self._config, instance, uid, self._endpoints, self._model)
         actor = InstanceActor.options(  # type: ignore[attr-defined]
             name=instance_actor_name(uid),
@@ -59,6 +61,7 @@ class InstancePool:
             num_cpus=0 if self._config.simulated else self._config.instances.cpus_per_instance,
             num_gpus=self._config.gpus_per_instance if uses_gpus() and not self._config.simulated else 0,
             scheduling_strategy="SPREAD",
+            label_selector={_NODE_LABEL: f"!in({','.join(not_on)})"} if not_on else None,
         ).remote(spec, self._cores_dir)
         self.stages[uid] = "waiting for a place"
         self._hold(uid, actor, actor.run.remote())

@@ -42,6 +42,7 @@ class KnownInstance(msgspec.Struct, frozen=True):
     """None: it does not serve."""
     drain: DrainOrder | None = None
     """Its times are time.monotonic() of this machine; None: it is not drained."""
+    cordoned_with_node: bool = False
 
     def adopted(self) -> AdoptedInstance:
         return AdoptedInstance(
@@ -53,6 +54,7 @@ class KnownInstance(msgspec.Struct, frozen=True):
             self.engine is not None,
             self.cordoned,
             self.drain,
+            self.cordoned_with_node,
         )
 
 
@@ -81,6 +83,7 @@ class Ledger(msgspec.Struct, frozen=True):
     instances: tuple[KnownInstance, ...] = ()
     api_servers: tuple[KnownApiServer, ...] = ()
     engine_state: dict[str, tuple[bytes, ...]] = {}
+    cordoned_nodes: tuple[str, ...] = ()
 
     def differs_in(self, key: str, config: Config) -> bool:
         """Whether the cluster's llumnixd was started with another value of this setting."""
@@ -97,6 +100,7 @@ class Ledger(msgspec.Struct, frozen=True):
         engines: Mapping[int, KnownEngine],
         api_servers: tuple[KnownApiServer, ...],
         engine_state: dict[str, tuple[bytes, ...]],
+        cordoned_nodes: tuple[str, ...],
     ) -> Ledger:
         """The same cluster in its present state; `engines` by uid."""
         return msgspec.structs.replace(
@@ -107,6 +111,7 @@ class Ledger(msgspec.Struct, frozen=True):
             instances=tuple(_known(view, engines) for view in views if _is_to_stay(view)),
             api_servers=api_servers,
             engine_state=engine_state,
+            cordoned_nodes=cordoned_nodes,
         )
 
 
@@ -125,6 +130,7 @@ def _known(view: InstanceView, engines: Mapping[int, KnownEngine]) -> KnownInsta
         cordoned=view.cordoned,
         engine=engines[view.uid] if view.state in SERVING else None,
         drain=view.drain,
+        cordoned_with_node=view.cordoned_with_node,
     )
 
 

@@ -32,6 +32,7 @@ from llumnix.core.events import (
     InstanceReady,
     KillInstance,
     MoveRequests,
+    NodeGone,
     PublishTable,
     Record,
     Reported,
@@ -152,7 +153,8 @@ class ClusterManager:
                 self._engines[known.uid] = known.engine
                 self._engine_state.joined(known.uid, left.table_version)
                 self._replayed.add(known.uid)
-        self.handle(AdoptInstances(tuple(known.adopted() for known in left.instances), left.table_version))
+        adopted = tuple(known.adopted() for known in left.instances)
+        self.handle(AdoptInstances(adopted, left.table_version, left.cordoned_nodes))
         for known in left.instances:
             if known.engine is not None:
                 self.instances.adopt(known.uid)
@@ -199,6 +201,11 @@ class ClusterManager:
         if self._recorder is not None:
             self._recorder.close()
 
+    def node_is_gone(self, node: str) -> None:
+        """Ray calls it dead; it may be told again and again."""
+        if node in self.scheduler.cordoned_nodes():
+            self.handle(NodeGone(node))
+
     def failed_task(self) -> BaseException | None:
         """What ended a task of the manager or of its pools, if anything did."""
         return failure_of(self._tasks) or self.instances.failed_task() or self.api_servers.failed_task()
@@ -229,6 +236,7 @@ class ClusterManager:
             self._engines,
             self.api_servers.known(),
             self._engine_state.by_key(),
+            self.scheduler.cordoned_nodes(),
         )
         if ledger != self._ledger or not self._is_written_down:
             self._ledger = ledger
@@ -243,7 +251,7 @@ class ClusterManager:
     def _enact(self, action: Action) -> None:
         if isinstance(action, StartInstance):
             self.names[action.uid] = action.instance
-            self.instances.start(action.instance, action.uid)
+            self.instances.start(action.instance, action.uid, action.not_on)
         elif isinstance(action, StopInstance):
             self._socket.tell_instance(action.uid, StopEngine())
         elif isinstance(action, KillInstance):
@@ -255,7 +263,8 @@ class ClusterManager:
         elif isinstance(action, PublishTable):
             self._publish(action)
         elif isinstance(action, Record):
-            self._record(action.kind, action.severity, f"instance/{action.target}", action.message)
+            target = action.target if "/" in action.target else f"instance/{action.target}"
+            self._record(action.kind, action.severity, target, action.message)
         else:
             assert_never(action)
 

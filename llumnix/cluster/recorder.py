@@ -39,8 +39,11 @@ class Recorder:
 
     def _begin(self, log: EventLog, now: float) -> None:
         self._settings = self._scheduler.settings
-        views, version = self._scheduler.instances(), self._scheduler.table().version
-        log.begin(*opening_events(views, version, self._settings, now), now)
+        scheduler = self._scheduler
+        opening = opening_events(
+            scheduler.instances(), scheduler.table().version, scheduler.cordoned_nodes(), self._settings
+        )
+        log.begin(*opening, now)
 
     def _is_full(self, log: EventLog) -> bool:
         """Instances that start cannot be taken over exactly: a file waits for them, to twice its size."""

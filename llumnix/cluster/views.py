@@ -84,7 +84,7 @@ class ClusterViews:
         return [self._instance(view, now) for view in self._manager.scheduler.instances()]
 
     def nodes(self) -> list[schema.Node]:
-        return self._nodes.views(self.instances())
+        return self._nodes.views(self.instances(), self._manager.scheduler.cordoned_nodes())
 
     def requests(self) -> list[schema.Request]:
         now = time.time()

@@ -18,6 +18,7 @@ def cordon(member: Member, now: float) -> list[Action]:
     """Send nothing new there; one that is not up yet comes up cordoned."""
     if member.state in _GONE or member.state is S.FAILED:
         raise _refusal(member, "it cannot be cordoned")
+    member.cordoned_with_node = False
     if member.cordoned:
         return []
     member.cordoned = True
@@ -34,7 +35,7 @@ def uncordon(member: Member, now: float) -> list[Action]:
         raise _refusal(member, "it cannot be uncordoned")
     if not member.cordoned:
         return []
-    member.cordoned = False
+    member.cordoned = member.cordoned_with_node = False
     was = member.state
     if was not in SERVING:
         return [member.record("instance.uncordoned", f"is {was}, will take requests once it is up")]
@@ -46,7 +47,7 @@ def uncordon(member: Member, now: float) -> list[Action]:
 
 def keep(member: Member, reason: str, now: float) -> list[Action]:
     """Take back an instance that was only drained because it was not needed."""
-    member.cordoned = False
+    member.cordoned = member.cordoned_with_node = False
     member.drain = member.run.closed_at = None
     member.move(S.RUNNING, f"needed again: {reason}", now)
     return [member.record("instance.uncordoned", member.reason)]
@@ -76,8 +77,7 @@ def give_up(
 
 def drain(member: Member, command: Drain, settings: SchedulerSettings, now: float) -> list[Action]:
     """Empty the instance, or remove it; what holds no requests is removed at once."""
-    if not command.timeout_s >= 0:  # NaN is not; infinity is no limit
-        raise CommandRefused(f"a drain needs a timeout of 0 s or more, not {command.timeout_s}")
+    check_timeout(command.timeout_s)
     if member.state in SERVING:
         if member.state is S.DRAINED and not (command.remove or command.restart):
             return []
@@ -85,6 +85,12 @@ def drain(member: Member, command: Drain, settings: SchedulerSettings, now: floa
     if not command.remove:
         raise _refusal(member, "there is nothing to drain")
     return _remove(member, settings, now)
+
+
+def check_timeout(timeout_s: float) -> None:
+    """Raises CommandRefused for what a drain cannot have."""
+    if not timeout_s >= 0:  # NaN is not; infinity is no limit
+        raise CommandRefused(f"a drain needs a timeout of 0 s or more, not {timeout_s}")
 
 
 def _remove(member: Member, settings: SchedulerSettings, now: float) -> list[Action]:

@@ -129,6 +129,7 @@ class AdoptedInstance:
     cordoned: bool
     drain: DrainOrder | None = None
     """That of one that serves; its times are the scheduler's `now`."""
+    cordoned_with_node: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class AdoptInstances:
     instances: tuple[AdoptedInstance, ...]
     table_version: int
     """Of the last table that the former one may have published."""
+    cordoned_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,36 @@ class Drain:
     remove: bool = False
     restart: bool = False
     abort_left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CordonNode:
+    """Place no instance on the node any more, and cordon those that are there."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class UncordonNode:
+    """Undo a CordonNode or DrainNode, and uncordon the instances that are there."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainNode:
+    """A CordonNode that also empties what is there: Drain for each instance that serves."""
+
+    node: str
+    timeout_s: float
+    abort_left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """The node is dead and will not come back under this id."""
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +241,10 @@ Event = (
     | Cordon
     | Uncordon
     | Drain
+    | CordonNode
+    | UncordonNode
+    | DrainNode
+    | NodeGone
     | ScaleTo
     | TerminationNotice
     | HeldRequests
@@ -220,12 +256,13 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class StartInstance:
-    """Start a new incarnation `uid` of instance `instance`."""
+    """Start a new incarnation `uid` of instance `instance`, on any node but those in `not_on`."""
 
     instance: str
     uid: int
     incarnation: int
     reason: str
+    not_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +327,10 @@ class PublishTable:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Write to the journal: `kind` like "instance.died", with the reason in `message`."""
+    """Write to the journal: `kind` like "instance.died", with the reason in `message`.
+
+    `target` is an instance, unless it says otherwise ("node/ID").
+    """
 
     kind: str
     severity: str  # "info" | "warning" | "error"

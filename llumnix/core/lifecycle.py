@@ -17,10 +17,13 @@ from llumnix.core.settings import SchedulerSettings
 S = InstanceState
 
 
-def added(instance: str, uid: int, reason: str, now: float) -> tuple[Member, list[Action]]:
+def added(
+    instance: str, uid: int, reason: str, not_on: tuple[str, ...], now: float
+) -> tuple[Member, list[Action]]:
     """A new instance, with its first process asked for."""
-    member = Member(instance, Incarnation(uid, 1), S.PENDING, f"{reason}, waits for a place", now)
-    start = StartInstance(instance, uid, 1, reason)
+    run = Incarnation(uid, 1, not_on=not_on)
+    member = Member(instance, run, S.PENDING, f"{reason}, waits for a place", now)
+    start = StartInstance(instance, uid, 1, reason, not_on)
     return member, [start, member.record("instance.added", member.reason)]
 
 
@@ -28,25 +31,33 @@ def adopted(known: AdoptedInstance, now: float) -> tuple[Member, list[Action]]:
     """An instance that a former scheduler had started: it goes on, or is started again at the next tick."""
     run = Incarnation(known.uid, known.incarnation, known.node, known.pid, placed_at=now)
     member = Member(known.instance, run, S.RESTARTING, "", now, cordoned=known.cordoned)
+    member.cordoned_with_node = known.cordoned_with_node
     if known.serves:
         run.ready_at = run.beat_at = now
         run.closed_at = now if known.cordoned else None
         state = S.CORDONED if known.cordoned else S.RUNNING
         member.move(state, f"taken over: process {known.pid} went on serving", now)
     else:
+        _leave_node(member)
         member.restart_at = now
         member.reason = "taken over, but it did not serve: starts again"
     return member, [member.record("instance.adopted", member.reason)]
 
 
-def restart(member: Member, uid: int, now: float) -> list[Action]:
+def _leave_node(member: Member) -> None:
+    """Its process is gone, and with it what was wished of the node; the next one may be elsewhere."""
+    if member.cordoned_with_node:
+        member.cordoned = member.cordoned_with_node = False
+
+
+def restart(member: Member, uid: int, not_on: tuple[str, ...], now: float) -> list[Action]:
     """Ask for the next process of an instance that died."""
     row = f", number {member.failures} in a row" if member.failures else ""
     reason = f"restart {member.run.number}{row}, waits for a place"
-    member.run = Incarnation(uid, member.run.number + 1)
+    member.run = Incarnation(uid, member.run.number + 1, not_on=not_on)
     member.restart_at = None
     member.move(S.PENDING, reason, now)
-    start = StartInstance(member.instance, uid, member.run.number, reason)
+    start = StartInstance(member.instance, uid, member.run.number, reason, not_on)
     return [start, member.record("instance.restart", reason)]
 
 
@@ -85,6 +96,7 @@ def died(member: Member, reason: str, settings: SchedulerSettings, now: float) -
     if member.drain is not None and member.drain.restart:
         member.cordoned = member.drain.was_cordoned
     member.drain = None
+    _leave_node(member)
     if removing:
         return removed(member, cause, now)
     if member.run.to_be_replaced:
@@ -160,7 +172,14 @@ def kill(member: Member, kind: str, reason: str, settings: SchedulerSettings, no
     member.run.kill_at = now + settings.kill_retry_s
     member.move(S.STOPPING, reason, now)
     killing = KillInstance(member.instance, member.run.uid, reason)
-    return [killing, member.record(kind, reason, "info" if member.removing else "error")]
+    is_wanted = member.removing or member.run.to_be_replaced
+    return [killing, member.record(kind, reason, "info" if is_wanted else "error")]
+
+
+def place_again(member: Member, reason: str, settings: SchedulerSettings, now: float) -> list[Action]:
+    """End a process that does not serve yet, and start it where Ray places it now: no failure."""
+    member.run.to_be_replaced = True
+    return kill(member, "instance.place_again", f"is placed again: {reason}", settings, now)
 
 
 def kill_if_overdue(member: Member, settings: SchedulerSettings, now: float) -> list[Action]:

@@ -40,6 +40,8 @@ class Incarnation:
     """Why we end it, when it is not its own doing."""
     kill_at: float | None = None
     """When it is killed (again) if it still lives."""
+    not_on: tuple[str, ...] = ()
+    """Nodes that it is not placed on."""
     to_be_replaced: bool = False
     """Its end was asked for, so that another process takes its place: no failure."""
 
@@ -49,7 +51,8 @@ class Member:
     """One instance through all its incarnations.
 
     Invariants: `drain` is set exactly in DRAINING and DRAINED; `restart_at` exactly in RESTARTING; `cordoned`
-    holds in CORDONED, DRAINING and DRAINED and not in RUNNING; `removing` only in STOPPING and DEAD.
+    holds in CORDONED, DRAINING and DRAINED and not in RUNNING; `cordoned_with_node` only with `cordoned`;
+    `removing` only in STOPPING and DEAD.
     """
 
     instance: str
@@ -62,6 +65,8 @@ class Member:
     restart_at: float | None = None
     cordoned: bool = False
     """An operator's wish; outlives a restart."""
+    cordoned_with_node: bool = False
+    """The wish was about its node only: it ends with the process that is there."""
     drain: DrainOrder | None = None
     removing: bool = False
 
@@ -110,6 +115,7 @@ class InstanceView:
     blockers: tuple[str, ...] = field(default=())
     """What a drain still waits for, or what was there when its time was up."""
     drain: DrainOrder | None = None
+    cordoned_with_node: bool = False
 
 
 def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
@@ -136,6 +142,7 @@ def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
         cordoned=member.cordoned,
         blockers=blockers(member) if member.state in (S.DRAINING, S.CORDONED) else (),
         drain=drain,
+        cordoned_with_node=member.cordoned_with_node,
     )
 
 

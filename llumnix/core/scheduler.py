@@ -13,14 +13,17 @@ from llumnix.core.events import (
     Beat,
     CommandRefused,
     Cordon,
+    CordonNode,
     DispatchEntry,
     Drain,
+    DrainNode,
     Event,
     HeldRequests,
     InstanceDied,
     InstancePlaced,
     InstanceReady,
     InstanceState,
+    NodeGone,
     PublishTable,
     Record,
     Reported,
@@ -28,11 +31,13 @@ from llumnix.core.events import (
     TerminationNotice,
     Tick,
     Uncordon,
+    UncordonNode,
 )
 from llumnix.core.health import hang_reason
 from llumnix.core.load import InstanceReport
 from llumnix.core.member import SERVING, InstanceView, Member, view_of
 from llumnix.core.moves import Mover
+from llumnix.core.node_cordons import NodeCordons
 from llumnix.core.roster import Roster
 from llumnix.core.scaling import Autoscaler
 from llumnix.core.settings import SchedulerSettings
@@ -53,6 +58,7 @@ class Scheduler:
         self._version = 0
         self._last_tick_at: float | None = None
         self._held: dict[int, HeldRequests] = {}
+        self._nodes = NodeCordons()
         self._mover = Mover()
         self._autoscaler = Autoscaler()
 
@@ -84,7 +90,7 @@ class Scheduler:
                 return self._beat(event, now)
             case InstancePlaced(uid):
                 member = self._roster.live(uid)
-                return lifecycle.placed(member, event, now) if member else []
+                return self._nodes.placed(member, event, self._settings, now) if member else []
             case InstanceReady(uid):
                 member = self._roster.live(uid)
                 return lifecycle.ready(member, now) if member else []
@@ -101,6 +107,15 @@ class Scheduler:
                 return commands.uncordon(self._roster.named(instance), now)
             case Drain(instance):
                 return commands.drain(self._roster.named(instance), event, self._settings, now)
+            case CordonNode(node):
+                return self._nodes.cordon(node, list(self._roster), now)
+            case UncordonNode(node):
+                return self._nodes.uncordon(node, list(self._roster), self._settings, now)
+            case DrainNode():
+                return self._nodes.drain(event, list(self._roster), self._settings, now)
+            case NodeGone(node):
+                self._nodes.forget(node)
+                return []
             case ScaleTo(count):
                 return self._scale(scaling.scale_to(count, list(self._roster), self._settings.scaling), now)
             case TerminationNotice(instance):
@@ -155,7 +170,7 @@ class Scheduler:
     def _restart_if_due(self, member: Member, now: float) -> list[Action]:
         if member.restart_at is None or now < member.restart_at:
             return []
-        actions = lifecycle.restart(member, self._roster.new_uid(), now)
+        actions = lifecycle.restart(member, self._roster.new_uid(), self._nodes.names(), now)
         self._roster.enter(member)
         return actions
 
@@ -186,7 +201,7 @@ class Scheduler:
         actions: list[Action] = []
         for _ in range(count):
             instance, uid = self._roster.new_instance(), self._roster.new_uid()
-            member, started = lifecycle.added(instance, uid, reason, now)
+            member, started = lifecycle.added(instance, uid, reason, self._nodes.names(), now)
             self._roster.enter(member)
             actions += started
         return actions
@@ -215,6 +230,7 @@ class Scheduler:
 
     def _adopt(self, left: AdoptInstances, now: float) -> list[Action]:
         self._version = left.table_version
+        self._nodes.adopt(left.cordoned_nodes)
         actions: list[Action] = []
         for known in left.instances:
             member, records = lifecycle.adopted(known, now)
@@ -246,6 +262,10 @@ class Scheduler:
         """One instance; raises UnknownInstance."""
         return view_of(self._roster.named(instance), self._settings)
 
+    def cordoned_nodes(self) -> tuple[str, ...]:
+        """Nodes that no instance is placed on."""
+        return self._nodes.names()
+
     def counts(self) -> dict[InstanceState, int]:
         """How many instances are in each state, all states named."""
         present = Counter(member.state for member in self._roster)
@@ -262,6 +282,7 @@ class Scheduler:
             emptying = m.state in (InstanceState.DRAINING, InstanceState.DRAINED)
             assert (m.drain is not None) == emptying, m
             assert (m.restart_at is not None) == (m.state is InstanceState.RESTARTING), m
+            assert m.cordoned or not m.cordoned_with_node, m
             assert not m.removing or m.state in (InstanceState.STOPPING, InstanceState.DEAD), m
             if m.state in SERVING:
                 closed = m.state is not InstanceState.RUNNING

@@ -37,7 +37,8 @@ def new(document: dict = DOCUMENT) -> Ledger:
 def of(scheduler: Scheduler, ledger: Ledger) -> Ledger:
     server = KnownApiServer(0, "api-server-0-ab", 77)
     version = scheduler.table().version
-    return ledger.now(scheduler.instances(), version, ENGINES, (server,), {"lora:1": (b"call",)})
+    state = {"lora:1": (b"call",)}
+    return ledger.now(scheduler.instances(), version, ENGINES, (server,), state, scheduler.cordoned_nodes())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from llumnix.cluster.instance_pool import InstancePool
 from llumnix.cluster.ledger import KnownApiServer, KnownEngine, KnownInstance, Ledger
 from llumnix.cluster.manager import ClusterManager
 from llumnix.config import parse_config
-from llumnix.core.events import DrainOrder, InstancePlaced, InstanceState
+from llumnix.core.events import AddInstances, CordonNode, DrainOrder, InstancePlaced, InstanceState
 from llumnix.frontend.control_link import ControlLink
 from llumnix.wire import FromManager, PeerAddress, StopServing, ipc_endpoints
 
@@ -29,10 +29,14 @@ class World:
     """Stands for Ray, for the disk and for the journal."""
 
     started: list[int] = field(default_factory=list)
-    killed: list[Any] = field(default_factory=list)
+    not_on: list[tuple[str, ...]] = field(default_factory=list)
     disk_works: bool = True
     api_server_ends: asyncio.Event = field(default_factory=asyncio.Event)
     written: list[Ledger] = field(default_factory=list)
+
+    def start(self, instance: str, uid: int, not_on: tuple[str, ...]) -> None:
+        self.started.append(uid)
+        self.not_on.append(not_on)
 
     def write_down(self, ledger: Ledger) -> bool:
         if self.disk_works:
@@ -48,7 +52,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         await made.api_server_ends.wait()
         return "told to"
 
-    monkeypatch.setattr(InstancePool, "start", lambda pool, instance, uid: made.started.append(uid))
+    monkeypatch.setattr(InstancePool, "start", lambda pool, *start: made.start(*start))
     monkeypatch.setattr(InstancePool, "adopt", lambda pool, uid: None)
     monkeypatch.setattr(ApiServerPool, "_one_process", serve)
     return made
@@ -137,6 +141,21 @@ async def test_a_drain_goes_on_as_it_was_ordered_when_llumnixd_is_back(ledger: L
         view = manager.scheduler.instance("i0")
         assert (view.state, view.drain) == (InstanceState.DRAINING, order)
         assert world.written[-1].instances[0].drain == order
+
+
+async def test_a_cordoned_node_stays_so_when_llumnixd_is_back(ledger: Ledger, world: World) -> None:
+    async with managing(ledger, world) as manager:
+        manager.start()
+        manager.handle(CordonNode("n1"))
+        assert world.written[-1].cordoned_nodes == ("n1",)
+    async with managing(world.written[-1], world) as manager:
+        manager.start()
+        manager.handle(AddInstances(1))
+        assert world.not_on[-1] == ("n1",)
+        manager.node_is_gone("n2")
+        assert manager.scheduler.cordoned_nodes() == ("n1",)
+        manager.node_is_gone("n1")
+        assert manager.scheduler.cordoned_nodes() == ()
 
 
 async def test_an_api_server_that_says_up_during_the_stop_is_told_to_end_in_the_time_that_is_left(
