@@ -142,6 +142,23 @@ def test_other_settings_begin_a_new_file(tmp_path: Path) -> None:
     assert isinstance(next(again.events)[1], ev.AdoptInstances)
 
 
+def test_cordoned_nodes_and_drains_under_way_open_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    life = Live()
+    life.recorder = Recorder(path, life.scheduler)
+    life.tell(ev.AddInstances(2))
+    life.live(3)
+    life.tell(ev.CordonNode("n7"))
+    life.tell(ev.Drain("i0", 50.0, restart=True, abort_left=True))
+    life.scheduler.reconfigure(replace(SETTINGS, policy="load"))
+    life.live(1)
+    life.recorder.close()
+    now, opening = next(event_log.read(path).events)
+    assert isinstance(opening, ev.AdoptInstances) and opening.cordoned_nodes == ("n7",)
+    assert opening.instances[0].drain == life.scheduler.instance("i0").drain
+    assert opening.instances[0].drain is not None and now < opening.instances[0].drain.deadline
+
+
 def test_a_file_that_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
     path = tmp_path / "events"
     recorded(path, rounds=5)

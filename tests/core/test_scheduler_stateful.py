@@ -12,7 +12,9 @@ from llumnix.core.events import (
     Beat,
     CommandRefused,
     Cordon,
+    CordonNode,
     Drain,
+    DrainNode,
     Event,
     HeldRequests,
     InstanceDied,
@@ -21,6 +23,7 @@ from llumnix.core.events import (
     InstanceState,
     KillInstance,
     MoveRequests,
+    NodeGone,
     PublishTable,
     Record,
     Reported,
@@ -30,6 +33,7 @@ from llumnix.core.events import (
     TerminationNotice,
     Tick,
     Uncordon,
+    UncordonNode,
     UnknownInstance,
 )
 from llumnix.core.load import Headroom
@@ -57,6 +61,7 @@ AT_REST = {S.RUNNING, S.CORDONED, S.DRAINED, S.FAILED, S.DEAD}
 
 uids = st.integers(1, 12)
 names = st.integers(0, 6).map(lambda number: f"i{number}")
+nodes = st.sampled_from(("n0", "n1"))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -72,6 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ready_at: dict[int, float] = {}
         self.died_at: dict[str, float] = {}
         self.deaths_in_a_row: dict[str, int] = {}
+        self.placed_again: set[int] = set()
         self.version = 0
         self.published: dict[int, bool] = {}
         self.ids: set[str] = set()
@@ -90,7 +96,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def enact(self, action: Action) -> None:
         match action:
-            case StartInstance(instance, uid, incarnation, reason):
+            case StartInstance(instance, uid, incarnation, reason, not_on):
+                assert not_on == self.scheduler.cordoned_nodes()
                 assert reason and uid not in self.instance_of, "a uid is used twice"
                 assert instance not in self.alive, "two live incarnations"
                 assert (incarnation == 1) == (instance not in self.ids)
@@ -104,6 +111,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.alive[instance] = uid
             case StopInstance(instance, uid, reason) | KillInstance(instance, uid, reason):
                 assert reason and self.alive.get(instance) == uid, "ends what does not live"
+                if reason.startswith("is placed again"):
+                    self.placed_again.add(uid)
             case PublishTable(version, entries):
                 assert version == self.version + 1
                 self.version = version
@@ -121,7 +130,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def kill_process(self, uid: int) -> None:
         """The process ends and its death is told."""
         instance = self.instance_of[uid]
-        if self.alive.get(instance) == uid:
+        if self.alive.get(instance) == uid and uid in self.placed_again:  # no failure, no back-off
+            del self.alive[instance]
+            self.died_at.pop(instance, None)
+        elif self.alive.get(instance) == uid:
             served_s = self.now - self.ready_at.get(uid, self.now)
             served_well = served_s >= SETTINGS.healthy_after_s
             self.deaths_in_a_row[instance] = 1 if served_well else self.deaths_in_a_row.get(instance, 0) + 1
@@ -141,9 +153,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, count: int) -> None:
         self.tell(AddInstances(count))
 
-    @rule(uid=uids)
-    def placed(self, uid: int) -> None:
-        self.tell(InstancePlaced(uid, "n0", 1000 + uid))
+    @rule(uid=uids, node=nodes)
+    def placed(self, uid: int, node: str) -> None:
+        self.tell(InstancePlaced(uid, node, 1000 + uid))
 
     @rule(uid=uids)
     def becomes_ready(self, uid: int) -> None:
@@ -197,6 +209,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def drains(self, name: str, timeout_s: float, remove: bool) -> None:
         self.tell(Drain(name, timeout_s, remove))
+
+    @rule(node=nodes, kind=st.sampled_from((CordonNode, UncordonNode, NodeGone)))
+    def treats_node(self, node: str, kind: type[CordonNode | UncordonNode | NodeGone]) -> None:
+        self.tell(kind(node))
+
+    @rule(node=nodes, timeout_s=st.sampled_from((-1.0, 0.0, 2.0, 30.0)))
+    def drains_node(self, node: str, timeout_s: float) -> None:
+        self.tell(DrainNode(node, timeout_s))
 
     @rule(count=st.integers(0, 8))
     def scales(self, count: int) -> None:
@@ -252,7 +272,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(2000):
             for view in self.scheduler.instances():
                 if view.state is S.PENDING:
-                    self.tell(InstancePlaced(view.uid, "n0", 1))
+                    self.tell(InstancePlaced(view.uid, "n9", 1))
                 elif view.state is S.STARTING:
                     self.load_engine(view.uid)
                 elif view.state is S.STOPPING:

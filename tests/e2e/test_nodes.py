@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,20 @@ def test_node_is_cordoned_and_drained_as_a_whole(nodes: TwoNodes) -> None:
         wait_for(lambda: nodes.node(head=False)["state"] == "drained", 60, "the node is drained")
         assert nodes.node(head=False)["safe_to_remove"]
         streams[nodes.added].assert_goes_on()
+    assert_nothing_is_placed_on_the_drained_node(nodes)
     cluster.admin("POST", f"/v1/nodes/{node}/uncordon")
-    assert nodes.state(nodes.added) == "running"
+    wait_for(lambda: nodes.state(nodes.added) == "running", START_S, "its instance serves there again")
+    assert nodes.node(head=False)["instances"] == [nodes.added]
+
+
+def assert_nothing_is_placed_on_the_drained_node(nodes: TwoNodes) -> None:
+    """Its instance dies, and only there would be room for the next process."""
+    psutil.Process(nodes.cluster.instances()[nodes.added]["pid"]).kill()
+    wait_for(lambda: nodes.state(nodes.added) == "pending", 60, "the dead instance waits for a place")
+    time.sleep(3.0)
+    assert nodes.state(nodes.added) == "pending" and nodes.node(head=False)["safe_to_remove"]
+    moved = [e for e in nodes.cluster.events("instance.place_again") if e["target"].endswith(nodes.added)]
+    assert moved == []
 
 
 def test_node_that_leaves_takes_only_its_own_instances_along(nodes: TwoNodes) -> None:
