@@ -113,7 +113,7 @@ async def terminate_instance(
 
 @commands.post("/nodes/{node_id}/cordon", dependencies=[NO_BODY])
 async def cordon_node(around: Around, actor: Actor, node_id: TargetId) -> Node:
-    """Send no new requests to any instance of a node."""
+    """Send no new requests to any instance of a node, and place no further instance there."""
     action = Action("cordon", actor, f"node/{node_id}")
     await audited(around.journal, action, around.control.cordon("node", node_id, actor))
     return find_node(around.control, node_id)
@@ -121,7 +121,7 @@ async def cordon_node(around: Around, actor: Actor, node_id: TargetId) -> Node:
 
 @commands.post("/nodes/{node_id}/uncordon", dependencies=[NO_BODY])
 async def uncordon_node(around: Around, actor: Actor, node_id: TargetId) -> Node:
-    """Send the instances of a node requests again; ends a drain too."""
+    """Place instances on a node again, and send those there requests; ends a drain too."""
     action = Action("uncordon", actor, f"node/{node_id}")
     await audited(around.journal, action, around.control.uncordon("node", node_id, actor))
     return find_node(around.control, node_id)
@@ -131,7 +131,7 @@ async def uncordon_node(around: Around, actor: Actor, node_id: TargetId) -> Node
 async def drain_node(
     around: Around, actor: Actor, node_id: TargetId, body: DrainOptions | None = None
 ) -> Node:
-    """Empty every instance of a node; `safe_to_remove` is the signal."""
+    """Cordon a node and empty its instances; `safe_to_remove` is the signal."""
     options = body or DrainOptions()
     action = Action("drain", actor, f"node/{node_id}", options.model_dump())
     await audited(around.journal, action, around.control.drain("node", node_id, options, actor))

@@ -259,7 +259,7 @@ class Diagnostics(Answer):
 
 
 class Node(Answer):
-    """One machine of the Ray cluster; `safe_to_remove` once each of its instances is."""
+    """One machine of the Ray cluster; `safe_to_remove` once it is cordoned and each instance there is."""
 
     id: str
     address: str
