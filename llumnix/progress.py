@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from llumnix.admin.schema import Instance
+from llumnix.admin.schema import DEFAULT_URL, Instance, default_token_file
 from llumnix.config import Config
 
 _STYLES = {"running": "green", "failed": "red", "restarting": "yellow"}
@@ -47,11 +48,12 @@ class Progress:
 
     def ready(self, config: Config, url: str, seconds: float) -> None:
         self._end_live()
-        admin = f"http://{config.admin.host}:{config.admin.port}"
+        admin = _admin_url(config)
         self.say(f"ready after {seconds:.1f} s")
         self.say(f"  OpenAI API  {url}/v1   model {config.served_name}")
         self.say(f"  admin API   {admin}/v1   token in {config.cluster.state_dir / 'admin.token'}")
         self.say(f"  logs        {config.cluster.state_dir / 'logs'}")
+        self.say(f"  look inside {dashboard_command(config)}")
 
     def close(self) -> None:
         self._end_live()
@@ -60,6 +62,20 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def dashboard_command(config: Config) -> str:
+    """The command that shows this cluster, with the options that its settings make necessary."""
+    words, token_file = ["llumnix-tui"], config.cluster.state_dir / "admin.token"
+    if _admin_url(config) != DEFAULT_URL:
+        words += ["--url", _admin_url(config)]
+    if token_file != default_token_file():
+        words += ["--token-file", str(token_file)]
+    return shlex.join(words)
+
+
+def _admin_url(config: Config) -> str:
+    return f"http://{config.admin.host}:{config.admin.port}"
 
 
 def _line(instance: Instance) -> str:

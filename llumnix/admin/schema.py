@@ -6,6 +6,8 @@ All times named `*_at` and `time` are Unix seconds; every model is frozen.
 """
 
 import math
+import os
+from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
@@ -30,6 +32,18 @@ ApiServerState = Literal["starting", "serving", "restarting", "dead"]
 Severity = Literal["info", "warning", "error"]
 Role = Literal["viewer", "operator"]
 TargetKind = Literal["instance", "node"]
+
+
+DEFAULT_URL = "http://127.0.0.1:8001"
+"""Where llumnixd serves this API by default."""
+TOKEN_FILES = ("~/.local/state/llumnix/admin.token", "/var/lib/llumnix/admin.token")
+"""Where it keeps its token by default, and where the system service does."""
+
+
+def default_token_file() -> Path:
+    """Return the first of TOKEN_FILES, or the second where only that one is there and can be read."""
+    own, service = (Path(path).expanduser() for path in TOKEN_FILES)
+    return service if not os.access(own, os.F_OK) and os.access(service, os.R_OK) else own
 
 
 def _finite_or_none(value: object) -> object:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from llumnix.admin.schema import ErrorBody, Event, Instance, Node, Page
+from llumnix.admin.schema import DEFAULT_URL, ErrorBody, Event, Instance, Node, Page
 from llumnix.ctl.errors import CtlError, Exit
 
 TIMEOUT_S: Final = 30.0
@@ -103,6 +103,17 @@ class AdminApi:
 def path_of(kind: str, target_id: str, *rest: str) -> str:
     """Return the path of one target; its id may hold any character."""
     return "/".join(("/v1", kind, quote(target_id, safe=""), *rest))
+
+
+def check_url(url: str) -> None:
+    """Raise CtlError unless there can be an admin API at this URL."""
+    try:
+        parts = httpx.URL(url)
+        valid = parts.scheme in ("http", "https") and parts.host and (parts.port or 1) <= 65535
+    except httpx.InvalidURL:
+        valid = False
+    if not valid:
+        raise CtlError(f"--url: {url!r}, expected a URL such as {DEFAULT_URL}", Exit.USAGE)
 
 
 def read_token(path: Path) -> str:

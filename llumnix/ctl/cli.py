@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from llumnix.admin.schema import (
+    DEFAULT_URL,
     Cluster,
     EventPage,
     InstancePage,
@@ -23,7 +24,6 @@ from llumnix.ctl.api import path_of
 from llumnix.ctl.errors import HELP, CtlError, Exit
 from llumnix.ctl.session import Json, Session, print_items, print_json, session_of, tell
 
-DEFAULT_URL = "http://127.0.0.1:8001"
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")]
 
 
@@ -54,7 +54,7 @@ def llumnixctl(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the token; by default admin.token in llumnixd's default state directory.",
+            help="File with the token; by default admin.token in ~/.local/state/llumnix or /var/lib/llumnix.",
             envvar="LLUMNIX_TOKEN_FILE",
             show_default=False,
         ),

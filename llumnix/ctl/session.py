@@ -11,22 +11,15 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from llumnix.config import ClusterConfig
-from llumnix.ctl.api import AdminApi, path_of, read_token
+from llumnix.admin.schema import default_token_file
+from llumnix.ctl.api import AdminApi, check_url, path_of, read_token
 from llumnix.ctl.errors import CtlError, Exit
 from llumnix.ctl.tables import show
-
-ADMIN_TOKEN_FILE = "admin.token"
 
 Json = Annotated[bool, typer.Option("--json", help="Print the server's JSON.")]
 TargetArgument = Annotated[
     str, typer.Argument(help="An instance's id, or a node's (node/ID where both exist).")
 ]
-
-
-def default_token_file() -> Path:
-    """Return where a llumnixd with the default state directory keeps its token."""
-    return ClusterConfig().state_dir / ADMIN_TOKEN_FILE
 
 
 @dataclass
@@ -38,8 +31,7 @@ class Session:
 
     @cached_property
     def api(self) -> AdminApi:
-        if not self.url.startswith(("http://", "https://")):
-            raise CtlError(f"--url: {self.url!r}, expected a URL such as http://127.0.0.1:8001", Exit.USAGE)
+        check_url(self.url)
         return AdminApi(self.url, read_token(self.token_path))
 
     def close(self) -> None:

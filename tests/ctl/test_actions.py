@@ -85,7 +85,13 @@ async def test_a_viewer_changes_nothing_and_a_stranger_sees_nothing(
 async def test_a_daemon_that_is_not_there_is_an_exit_code_of_its_own(ctl: Ctl) -> None:
     done = await ctl("status", url="http://127.0.0.1:9")
     assert done.exit_code == 3 and "http://127.0.0.1:9 does not answer" in done.stderr
-    assert (await ctl("status", url="localhost")).exit_code == 2
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://", "http://127.0.0.1:99999", "http://[::1"])
+async def test_a_url_that_cannot_be_is_one_sentence(ctl: Ctl, url: str) -> None:
+    done = await ctl("status", url=url)
+    assert done.exit_code == 2
+    assert done.stderr == f"--url: {url!r}, expected a URL such as http://127.0.0.1:8001\n"
 
 
 async def test_drain_waits_until_it_is_safe_to_remove(

@@ -135,6 +135,21 @@ async def test_a_viewers_token_hides_all_actions(cluster: FakeCluster, journal: 
         assert cluster.calls == []
 
 
+async def test_a_token_that_is_unknown_is_not_called_a_lost_connection(
+    cluster: FakeCluster, journal: Journal
+) -> None:
+    stranger = Token("nobody", "viewer", "unknown-secret")
+    async with (
+        serving(cluster, journal) as server,
+        connected(server.url, stranger) as source,
+        running(source, (120, 40), frozen=False) as pilot,
+    ):
+        await until_shown(pilot, "✖ not let in, retry")
+        header = shown(pilot.app).splitlines()[0]
+        assert "a bearer token is needed" in header
+        assert "disconnected" not in header
+
+
 async def test_stale_data_stay_with_their_age_and_the_server_comes_back(
     cluster: FakeCluster, journal: Journal
 ) -> None:

@@ -2,18 +2,20 @@
 
 import asyncio
 import gc
+import os
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 
+from llumnix.admin.schema import DEFAULT_URL, default_token_file
 from llumnix_tui.app import LlumnixApp
 from llumnix_tui.client import AdminClient
 from llumnix_tui.recording import Recorder, RecordingError, check
 from llumnix_tui.source import LiveSource, ReplaySource
 
-DEFAULT_URL = "http://127.0.0.1:8001"
 EXIT_USAGE = 2
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -31,7 +33,7 @@ def llumnix_tui(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the token, such as STATE_DIR/admin.token.",
+            help="File with the token; by default admin.token in ~/.local/state/llumnix or /var/lib/llumnix.",
             envvar="LLUMNIX_TOKEN_FILE",
             show_default=False,
         ),
@@ -55,8 +57,8 @@ def llumnix_tui(
             check(replay)
             LlumnixApp(ReplaySource(replay), read_only=True).run()
             return
-        token = None if token_file is None else read_token(token_file)
-        asyncio.run(_live(url, token, record, read_only=read_only))
+        check_url(url)
+        asyncio.run(_live(url, find_token(token_file), record, read_only=read_only))
     except (_Wrong, RecordingError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -73,6 +75,25 @@ class _Wrong(Exception):
     """An option has a value that cannot be; one sentence."""
 
 
+def check_url(url: str) -> None:
+    """Refuse a URL at which there can be no admin API."""
+    try:
+        parts = httpx.URL(url)
+        valid = parts.scheme in ("http", "https") and parts.host and (parts.port or 1) <= 65535
+    except httpx.InvalidURL:
+        valid = False
+    if not valid:
+        raise _Wrong(f"--url: {url!r}, expected a URL such as {DEFAULT_URL}")
+
+
+def find_token(path: Path | None) -> str | None:
+    """Return the token in a file, or in the default one; None where that is not there: the header says so."""
+    if path is not None:
+        return read_token(path)
+    path = default_token_file()
+    return read_token(path) if os.access(path, os.F_OK) else None
+
+
 def read_token(path: Path) -> str:
     """Return the token in a file."""
     try:
@@ -87,8 +108,6 @@ def read_token(path: Path) -> str:
 
 
 async def _live(url: str, token: str | None, record: Path | None, *, read_only: bool) -> None:
-    if not url.startswith(("http://", "https://")):
-        raise _Wrong(f"--url: {url!r}, expected a URL such as {DEFAULT_URL}")
     source = LiveSource(AdminClient(url, token), None if record is None else Recorder(record))
     try:
         await LlumnixApp(source, read_only=read_only).run_async()

@@ -165,7 +165,8 @@ def refusal(response: httpx.Response) -> AdminError:
     try:
         error = ErrorBody.model_validate_json(response.content).error
     except ValidationError:
-        return AdminError(f"HTTP {response.status_code} {response.reason_phrase}", "http")
+        code = {401: "unauthorized", 403: "forbidden"}.get(response.status_code, "http")
+        return AdminError(f"HTTP {response.status_code} {response.reason_phrase}", code)
     return AdminError(error.message, error.code)
 
 

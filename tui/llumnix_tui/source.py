@@ -102,7 +102,7 @@ class LiveSource:
             if not self._following and store.last_seq is not None:
                 store.add_events(await self._client.events_since(store.last_seq))
         except AdminError as error:
-            store.lost(str(error))
+            store.lost(str(error), refused=error.code in ("unauthorized", "forbidden"))
             return
         store.take(snapshot)
         if self._recorder is not None:

@@ -14,11 +14,13 @@ ConnectionState = Literal["connecting", "live", "lost", "replay", "replayed"]
 
 @dataclass(frozen=True)
 class Connection:
-    """How the data come in; `retries` and `error` tell of a lost connection."""
+    """How the data come in; the rest tells of a lost connection."""
 
     state: ConnectionState = "connecting"
     retries: int = 0
     error: str = ""
+    # The daemon answers, but not to this token.
+    refused: bool = False
 
 
 class Store:
@@ -64,12 +66,13 @@ class Store:
         self.events.clear()
         self.changed()
 
-    def lost(self, error: str) -> None:
+    def lost(self, error: str, *, refused: bool = False) -> None:
         """Note that a round failed; the data stay, and age."""
-        if self.connection.state == "lost":
-            self.connection = Connection("lost", self.connection.retries + 1, error)
+        before = self.connection
+        if before.state == "lost":
+            self.connection = Connection("lost", before.retries + 1, error, refused)
         else:
-            self.connection = Connection("lost", 1, error)
+            self.connection = Connection("lost", 1, error, refused)
             self.warnings.append(error)
         self.changed()
 

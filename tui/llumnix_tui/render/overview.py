@@ -23,7 +23,8 @@ def header_line(store: Store, source: str, now: float, *, paused: bool, read_onl
         (line("‖ paused", WARN) if paused else (), line("read-only", ACCENT) if read_only else ()),
     )
     if connection.state == "lost":
-        text = f"✖ disconnected, retry {connection.retries}"
+        what = "not let in" if connection.refused else "disconnected"
+        text = f"✖ {what}, retry {connection.retries}"
         behind = f"data {values.age(age)} old" if age is not None else "no data yet"
         return joined((name, line(text, BAD), line(behind, WARN), flags, line(connection.error, MUTED)))
     if connection.state in ("replay", "replayed"):

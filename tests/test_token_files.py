@@ -1,0 +1,45 @@
+"""Where clients look for the admin token is where llumnixd keeps it, by default and as a system service."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llumnix.admin import schema
+from llumnix.config import ClusterConfig, load_config, parse_config
+from llumnix.progress import dashboard_command
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def test_the_default_token_files_are_those_of_the_configurations() -> None:
+    own, service = (Path(path).expanduser() for path in schema.TOKEN_FILES)
+    assert own == ClusterConfig().state_dir / "admin.token"
+    assert service == load_config(REPO / "systemd/cluster.toml").cluster.state_dir / "admin.token"
+
+
+def test_the_services_token_is_taken_where_there_is_no_own_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, service = tmp_path / "own.token", tmp_path / "service.token"
+    monkeypatch.setattr(schema, "TOKEN_FILES", (str(own), str(service)))
+    assert schema.default_token_file() == own
+    service.write_text("service-secret\n")
+    assert schema.default_token_file() == service
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr(os, "access", lambda path, mode: False)
+        assert schema.default_token_file() == own
+    own.write_text("own-secret\n")
+    assert schema.default_token_file() == own
+
+
+def test_llumnixd_names_the_dashboards_command_with_the_options_it_needs(tmp_path: Path) -> None:
+    model = {"path": "builtin:tiny"}
+    assert dashboard_command(parse_config({"model": model})) == "llumnix-tui"
+    elsewhere = parse_config(
+        {"model": model, "cluster": {"state_dir": str(tmp_path)}, "admin": {"port": 9001}}
+    )
+    assert (
+        dashboard_command(elsewhere)
+        == f"llumnix-tui --url http://127.0.0.1:9001 --token-file {tmp_path / 'admin.token'}"
+    )
