@@ -5,21 +5,24 @@ import json
 import os
 import secrets
 import tarfile
+import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llumnix.admin.schema import EventPage, LogNames, LogTail
+from llumnix.ctl import offline
 from llumnix.ctl.api import AdminApi, path_of
 from llumnix.ctl.errors import CtlError, Exit
+from llumnix.ctl.offline import LOG_LINES, MAX_EVENTS, as_text, missing
 from llumnix.ctl.session import session_of, tell
 
 JSON_PARTS = ("cluster", "config", "diagnostics")
 LISTS = ("instances", "nodes", "requests", "migrations")
-LOG_LINES = 10_000
-MAX_EVENTS = 10_000
 MODE = 0o600
 
 
@@ -37,48 +40,91 @@ def support_bundle(
     out: Annotated[
         Path | None, typer.Option(help="The file to write; llumnix-support-TIME.tar.gz by default.")
     ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--offline", help="llumnixd is down: collect what lies in its state directory on this machine."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="With --offline: the configuration file, to be included masked.")
+    ] = None,
 ) -> None:
     """Collect configuration (secrets masked), versions, state, journal and logs in one file."""
+    if config is not None and state_dir is None:
+        raise CtlError("--config: is for --offline only; a llumnixd that runs tells its own", Exit.USAGE)
     stem = f"llumnix-support-{time.strftime('%Y%m%d-%H%M%S')}"
     path = out or Path(f"{stem}.tar.gz")
-    api = session_of(context).api
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as file:
-            write_bundle(api, file, stem)
-    except OSError as error:
-        raise CtlError(f"--out: cannot write {path}: {error.strerror}", Exit.USAGE) from error
+    if path.exists():
+        raise CtlError(f"--out: cannot write {path}: it is there already", Exit.USAGE)
+    parts = offline.parts(state_dir, config) if state_dir is not None else live_parts(session_of(context).api)
+    write_bundle(parts, path, stem)
     typer.echo(str(path))
 
 
-def write_bundle(api: AdminApi, file: Any, stem: str) -> None:
-    """Write a tar.gz; a part that the server does not give is replaced by its reason."""
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+def write_bundle(parts: Iterable[tuple[str, str]], path: Path, stem: str) -> None:
+    """Write a tar.gz of parts, each a name and a text; the file is there when it is whole, or not at all."""
+    draft: str | None = None
+    try:
+        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name, content in parts:
+                data = content.encode(errors="replace")
+                member = tarfile.TarInfo(f"{stem}/{name}")
+                member.size, member.mode, member.mtime = len(data), MODE, int(time.time())
+                archive.addfile(member, io.BytesIO(data))
+        Path(draft).replace(path)
+        draft = None
+    except OSError as error:
+        raise CtlError(f"--out: cannot write {path}: {error.strerror}", Exit.USAGE) from error
+    finally:
+        if draft is not None:
+            Path(draft).unlink(missing_ok=True)
 
-        def add(name: str, content: str) -> None:
-            data = content.encode()
-            member = tarfile.TarInfo(f"{stem}/{name}")
-            member.size, member.mode, member.mtime = len(data), MODE, int(time.time())
-            archive.addfile(member, io.BytesIO(data))
 
-        for name in JSON_PARTS:
-            add(f"{name}.json", _json_of(api, f"/v1/{name}"))
-        for name in LISTS:
-            add(f"{name}.json", _json_of(api, f"/v1/{name}?limit=1000"))
-        add("metrics.txt", api.call("GET", "/metrics").text)
-        events = api.items("/v1/events", EventPage, MAX_EVENTS, order="desc")
-        add("journal.jsonl", "".join(f"{event.model_dump_json()}\n" for event in reversed(events)))
-        for name in api.get("/v1/logs", LogNames).names:
-            tail = api.get(path_of("logs", name), LogTail, lines=LOG_LINES)
-            add(f"logs/{name}.log", "".join(f"{line}\n" for line in tail.lines))
+def live_parts(api: AdminApi) -> Iterator[tuple[str, str]]:
+    """Yield what the server tells; in place of a part that it does not give stands the reason."""
+    try:
+        api.call("GET", "/v1/whoami")
+    except CtlError as error:
+        if error.code is Exit.UNREACHABLE:
+            hint = "--offline STATE_DIR collects what lies on this machine"
+            raise CtlError(f"{error}; {hint}", error.code) from error
+        if error.code is Exit.NOT_ALLOWED:
+            raise
+    for name in JSON_PARTS:
+        yield f"{name}.json", _or_reason(partial(_json_of, api, f"/v1/{name}"))
+    for name in LISTS:
+        yield f"{name}.json", _or_reason(partial(_json_of, api, f"/v1/{name}?limit=1000"))
+    yield "metrics.txt", _or_reason(lambda: api.call("GET", "/metrics").text)
+    yield "journal.jsonl", _or_reason(partial(_journal_of, api))
+    try:
+        names = api.get("/v1/logs", LogNames).names
+    except CtlError as error:
+        yield "logs/missing.txt", missing(error)
+    else:
+        for name in names:
+            yield f"logs/{name}.log", _or_reason(partial(_log_of, api, name))
+
+
+def _or_reason(get: Callable[[], str]) -> str:
+    try:
+        return get()
+    except CtlError as error:
+        return missing(error)
 
 
 def _json_of(api: AdminApi, path: str) -> str:
-    try:
-        return json.dumps(api.command("GET", path), indent=2)
-    except CtlError as error:
-        if error.code is not Exit.REFUSED:
-            raise
-        return json.dumps({"missing": str(error)})
+    return json.dumps(api.command("GET", path), indent=2)
+
+
+def _journal_of(api: AdminApi) -> str:
+    events = api.items("/v1/events", EventPage, MAX_EVENTS, order="desc")
+    return "".join(f"{event.model_dump_json()}\n" for event in reversed(events))
+
+
+def _log_of(api: AdminApi, name: str) -> str:
+    return as_text(api.get(path_of("logs", name), LogTail, lines=LOG_LINES).lines)
 
 
 def token_path(context: typer.Context) -> None:

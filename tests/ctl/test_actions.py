@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from typer.testing import CliRunner
 
-from llumnix.admin.journal import Journal
+from llumnix.admin.journal import Journal, JournalError
 from llumnix.admin.schema import Event
 from llumnix.admin.tokens import read_token
 from llumnix.config import load_config
@@ -179,6 +179,14 @@ def test_events_are_followed_through_a_restart_of_the_daemon() -> None:
     assert (seen, asked, told) == ([1, 2, 3], [None, 2, 2, 2, 3], ["no answer"])
 
 
+def texts_of(bundle: Path) -> dict[str, str]:
+    with tarfile.open(bundle) as archive:
+        return {
+            member.name.split("/", 1)[1]: archive.extractfile(member).read().decode()  # type: ignore[union-attr]
+            for member in archive
+        }
+
+
 async def test_a_support_bundle_holds_everything_but_secrets(
     ctl: Ctl, cluster: FakeCluster, journal: Journal, log_dir: Path, tmp_path: Path
 ) -> None:
@@ -188,11 +196,7 @@ async def test_a_support_bundle_holds_everything_but_secrets(
     done = await ctl("support-bundle", "--out", str(out))
     assert done.exit_code == 0, done.output
     assert out.stat().st_mode & 0o777 == 0o600
-    with tarfile.open(out) as archive:
-        texts = {
-            member.name.split("/", 1)[1]: archive.extractfile(member).read().decode()  # type: ignore[union-attr]
-            for member in archive
-        }
+    texts = texts_of(out)
     assert set(texts) == {
         *(f"{name}.json" for name in ("cluster", "config", "diagnostics", "instances", "nodes")),
         "requests.json",
@@ -207,6 +211,68 @@ async def test_a_support_bundle_holds_everything_but_secrets(
     assert not any("operator-secret" in text for text in texts.values())
     again = await ctl("support-bundle", "--out", str(out))
     assert again.exit_code == 2 and "cannot write" in again.stderr
+
+
+async def test_what_a_support_bundle_cannot_get_is_replaced_by_its_reason(
+    ctl: Ctl, journal: Journal, log_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise JournalError("the journal cannot be read: disk I/O error")
+
+    monkeypatch.setattr(journal, "latest", broken)
+    (log_dir / "i0.log").mkdir()  # cannot be read as a file
+    (log_dir / "i1.log").write_text("it began\n")
+    out = tmp_path / "bundle.tar.gz"
+    done = await ctl("support-bundle", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    texts = texts_of(out)
+    assert "disk I/O error" in json.loads(texts["journal.jsonl"])["missing"]
+    assert "cannot be read" in json.loads(texts["logs/i0.log"])["missing"]
+    assert texts["logs/i1.log"] == "it began\n"
+
+
+async def test_a_support_bundle_that_fails_leaves_no_file(ctl: Ctl, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "bundle.tar.gz"
+    out.parent.mkdir()
+    done = await ctl("support-bundle", "--out", str(out), url="http://127.0.0.1:9")
+    assert done.exit_code == 3 and "--offline STATE_DIR" in done.stderr
+    assert list(out.parent.iterdir()) == []
+    assert (await ctl("support-bundle", "--out", str(out))).exit_code == 0
+    assert [path.name for path in out.parent.iterdir()] == ["bundle.tar.gz"]
+
+
+def test_a_support_bundle_is_made_without_llumnixd(tmp_path: Path) -> None:
+    state_dir, out = tmp_path / "state", tmp_path / "bundle.tar.gz"
+    (state_dir / "logs").mkdir(parents=True)
+    (state_dir / "logs/llumnixd.log").write_text("it began\n")
+    (state_dir / "cluster.ledger").write_text("curve-secret")
+    (state_dir / "admin.token").write_text("operator-secret")
+    journal = Journal(state_dir / "journal.db")
+    journal.append("test.event", "something happened", data={"number": 1})
+    config = tmp_path / "cluster.toml"
+    config.write_text('[model]\npath = "builtin:tiny"\n[http]\n[[http.api_keys]]\nname = "a"\nkey = "sk-1"\n')
+    words = ["support-bundle", "--offline", str(state_dir), "--config", str(config), "--out", str(out)]
+    done = CliRunner().invoke(app, words)
+    journal.close()
+    assert done.exit_code == 0, done.output
+    texts = texts_of(out)
+    event = json.loads(texts["journal.jsonl"])
+    assert (event["message"], event["data"]) == ("something happened", {"number": 1})
+    assert texts["logs/llumnixd.log"] == "it began\n"
+    assert "cluster.ledger" in texts["files.txt"]
+    assert '"****"' in texts["config.json"]
+    assert not any(secret in text for text in texts.values() for secret in ("-secret", "sk-1"))
+
+
+def test_an_offline_support_bundle_says_what_is_not_there(tmp_path: Path) -> None:
+    out = tmp_path / "bundle.tar.gz"
+    done = CliRunner().invoke(app, ["support-bundle", "--offline", str(tmp_path), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    texts = texts_of(out)
+    assert "unable to open database" in json.loads(texts["journal.jsonl"])["missing"]
+    assert "--config" in json.loads(texts["config.json"])["missing"]
+    gone = CliRunner().invoke(app, ["support-bundle", "--offline", str(tmp_path / "none")])
+    assert gone.exit_code == 2 and "expected llumnixd's state directory" in gone.stderr
 
 
 def test_a_named_token_is_made_for_the_configuration(tmp_path: Path) -> None:
