@@ -144,6 +144,8 @@ class Counts(Answer):
     nodes: int = 0
     api_servers: int = 0
     requests_queued: int = 0
+    # Of the queued ones those that API servers hold, as no instance has room, by priority class.
+    requests_held: dict[str, int] = {}
     requests_running: int = 0
     requests_migrating: int = 0
     migrations_active: int = 0
@@ -308,7 +310,7 @@ class Request(Answer):
     output_tokens: int = 0
     kv_blocks: int = 0
     migrations: int = 0
-    # Why it was last placed, held or moved.
+    # Why it is held or was last moved, and how often it was preempted.
     reason: str = ""
 
 

@@ -14,6 +14,7 @@ from llumnix.log import get_logger
 logger = get_logger(__name__)
 
 REFRESH_S = 2.0
+HEAD = "the head node: the cluster ends with it"
 _WITHOUT_PROCESS = ("restarting", "failed", "dead")
 _LEAVING = {"draining", "drained", "stopping"}
 
@@ -93,6 +94,7 @@ def _view(facts: RayNodeFacts, instances: list[schema.Instance], cordoned: bool)
         id=facts.node_id,
         address=facts.address,
         state=_state(facts, {i.state for i in there}, cordoned),
+        reason=HEAD if facts.head and all(i.safe_to_remove for i in there) else "",
         head=facts.head,
         cpus=facts.cpus,
         gpus=facts.gpus,

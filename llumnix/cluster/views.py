@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
@@ -129,12 +130,13 @@ class ClusterViews:
         for view in views:
             by_state[view.state.value] = by_state.get(view.state.value, 0) + 1
         reports = [view.report for view in views if view.report is not None]
+        held = Counter(self._class_name(row.priority) for uid, row in self._rows() if uid == HELD)
         return schema.Counts(
             instances=by_state,
             nodes=len(self.nodes()),
             api_servers=sum(server.serving for server in self._manager.api_servers.states),
-            requests_queued=sum(report.waiting for report in reports)
-            + sum(map(len, self._manager.held.values())),
+            requests_queued=sum(report.waiting for report in reports) + held.total(),
+            requests_held=dict(held),
             requests_running=sum(report.running for report in reports),
             requests_migrating=len(self._manager.migrations.moving()),
             migrations_active=self._manager.migrations.num_active(),

@@ -67,7 +67,7 @@ def wait_drained(api: AdminApi, kind: str, target_id: str, watch: Watch) -> None
         # A node's state is made of its instances': draining as long as one of them is.
         if target.state != "draining":
             blockers = "; ".join(target.blockers) or target.reason
-            raise CtlError(f"{target_id} is {target.state}, not draining: {blockers}", Exit.NOT_IN_TIME)
+            raise CtlError(f"{target_id} is {target.state}, not safe to remove: {blockers}", Exit.NOT_IN_TIME)
         return f"{target_id} is draining: {'; '.join(target.blockers) or 'settles'}"
 
     watch.until(look, f"{target_id} was not drained")

@@ -118,6 +118,20 @@ async def test_a_drain_that_gives_up_is_told_with_what_blocks_it(ctl: Ctl, clust
     assert done.exit_code == 5 and "3 requests run" in done.stderr
 
 
+async def test_a_drain_of_the_head_node_says_why_it_is_never_safe_to_remove(
+    ctl: Ctl, cluster: FakeCluster
+) -> None:
+    waiting = asyncio.create_task(ctl("drain", "node-a", "--wait"))
+    while not cluster.calls:
+        await asyncio.sleep(0.01)
+    head = cluster.node_by_id["node-a"]
+    why = {"state": "drained", "blockers": (), "reason": "the head node: the cluster ends with it"}
+    cluster.node_by_id["node-a"] = head.model_copy(update=why)
+    done = await waiting
+    assert done.exit_code == 5
+    assert "node-a is drained, not safe to remove: the head node: the cluster ends with it" in done.stderr
+
+
 async def test_a_rollout_restarts_one_instance_after_the_other(ctl: Ctl, cluster: FakeCluster) -> None:
     rollout = asyncio.create_task(ctl("rollout", "restart", "--timeout", "9"))
     for number, instance in enumerate(("i0", "i1"), 1):

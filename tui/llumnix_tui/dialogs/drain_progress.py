@@ -12,15 +12,21 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from llumnix_tui.commands import Target
-from llumnix_tui.render.drain import progress
+from llumnix_tui.render.drain import progress, so_far
 from llumnix_tui.render.text import MUTED, content, line
 from llumnix_tui.store import Store
 
 
 class DrainProgress(ModalScreen[None]):
-    """Follows drains; closing it changes nothing."""
+    """Follows drains; closing it changes nothing. Arrows, page keys, Home and End scroll it too."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter,q", "dismiss", "close"),
+        Binding("j", "scroll('down')", "down", show=False),
+        Binding("k", "scroll('up')", "up", show=False),
+        Binding("g", "scroll('home')", "top", show=False),
+        Binding("G", "scroll('end')", "end", show=False),
+    ]
 
     def __init__(self, targets: Sequence[Target], store: Store, began_at: float) -> None:
         super().__init__()
@@ -29,9 +35,10 @@ class DrainProgress(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Lay out the text."""
         with Vertical(classes="dialog wide"):
-            with VerticalScroll(can_focus=False):
+            yield Static(id="sum")
+            with VerticalScroll(id="text"):
                 yield Static(id="progress")
-            note = "Esc closes; the drain goes on. Undo it with u (uncordon)."
+            note = "Esc closes; the drain goes on. Undo it with u (uncordon). j/k scroll."
             yield Static(content((line(note, MUTED),)))
 
     def on_mount(self) -> None:
@@ -46,3 +53,10 @@ class DrainProgress(ModalScreen[None]):
         lines = [row for target in self._targets for row in progress(target, snapshot, self._began_at)]
         for text in self.query("#progress").results(Static):
             text.update(content(lines))
+        for text in self.query("#sum").results(Static):
+            text.update(content((so_far(self._targets, snapshot),)))
+
+    def action_scroll(self, where: str) -> None:
+        """Scroll the text."""
+        text = self.query_one("#text", VerticalScroll)
+        getattr(text, f"scroll_{where}")(animate=False)

@@ -1,6 +1,8 @@
 """How far a drain is: what still runs there, what moves, and what it waits for."""
 
-from llumnix.admin.schema import Instance, Migration
+from collections.abc import Sequence
+
+from llumnix.admin.schema import Instance, Migration, Node
 from llumnix_tui.commands import Target
 from llumnix_tui.render import values
 from llumnix_tui.render.bars import progress_bar
@@ -13,9 +15,16 @@ MOVES_SHOWN = 6
 BAR_WIDTH = 10
 
 
+def so_far(targets: Sequence[Target], snapshot: Snapshot) -> Line:
+    """Return how many of the targets are safe to remove, or gone."""
+    subjects = [_subject(target, snapshot) for target in targets]
+    safe = sum(subject is None or subject.safe_to_remove for subject in subjects)
+    return line(f"{safe} of {len(targets)} safe to remove", GOOD if safe == len(targets) else STRONG)
+
+
 def progress(target: Target, snapshot: Snapshot, began_at: float) -> list[Line]:
     """Return the lines about one drained instance or node; the first one ends in `safe to remove`."""
-    subject = snapshot.instance(target.id) if target.kind == "instance" else snapshot.node(target.id)
+    subject = _subject(target, snapshot)
     if subject is None:
         return [joined((line(str(target), STRONG), line("✔ gone", GOOD)))]
     ids = {target.id} if isinstance(subject, Instance) else set(subject.instances)
@@ -34,10 +43,14 @@ def progress(target: Target, snapshot: Snapshot, began_at: float) -> list[Line]:
             )
         ),
         labelled("waits for", "; ".join(subject.blockers) or "nothing", WARN),
-        line(subject.reason, MUTED),
+        *((line(subject.reason, MUTED),) if subject.reason else ()),
         *(_move(m) for m in _shown(moves, began_at)),
         (),
     ]
+
+
+def _subject(target: Target, snapshot: Snapshot) -> Instance | Node | None:
+    return snapshot.instance(target.id) if target.kind == "instance" else snapshot.node(target.id)
 
 
 def _shown(moves: list[Migration], began_at: float) -> list[Migration]:
