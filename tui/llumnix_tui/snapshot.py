@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +11,8 @@ from llumnix.admin.schema import Cluster, Instance, Migration, Node, Request
 
 HISTORY_SAMPLES = 240
 SAMPLE_EVERY_S = 1.0
+# More than twenty minutes.
+MOVES_SAMPLES = 1300
 
 
 class Snapshot(BaseModel):
@@ -45,19 +48,34 @@ class Snapshot(BaseModel):
 
 @dataclass
 class Series:
-    """The last minutes of one instance, or of all together."""
+    """The last minutes of one instance, or of all together; a sample each at the times `at`."""
 
+    at: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY_SAMPLES))
     kv_share: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY_SAMPLES))
     tokens_per_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY_SAMPLES))
     waiting: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY_SAMPLES))
 
-    def add(self, instances: Iterable[Instance]) -> None:
-        """Append the sum of these instances."""
+    @property
+    def span_s(self) -> float | None:
+        """Seconds from the first sample to the last; None where there are none."""
+        return self.at[-1] - self.at[0] if self.at else None
+
+    def add(self, instances: Iterable[Instance], at: float) -> None:
+        """Append the sum of these instances at a time."""
         items = list(instances)
+        self.at.append(at)
         total = sum(item.kv_blocks_total for item in items)
         self.kv_share.append(sum(item.kv_blocks_used for item in items) / total if total else 0.0)
         self.tokens_per_s.append(sum(item.tokens_per_s for item in items))
         self.waiting.append(sum(item.waiting for item in items))
+
+
+class Moves(NamedTuple):
+    """How many migrations the daemon had seen end at a time."""
+
+    at: float
+    committed: int
+    aborted: int
 
 
 class History:
@@ -65,6 +83,7 @@ class History:
 
     def __init__(self) -> None:
         self.cluster = Series()
+        self.moves: deque[Moves] = deque(maxlen=MOVES_SAMPLES)
         self._instances: dict[str, Series] = {}
         self._sampled_at = float("-inf")
 
@@ -77,8 +96,16 @@ class History:
         if snapshot.taken_at - self._sampled_at < SAMPLE_EVERY_S * 0.9:
             return
         self._sampled_at = snapshot.taken_at
-        self.cluster.add(snapshot.instances)
+        self.cluster.add(snapshot.instances, snapshot.taken_at)
+        self._add_moves(snapshot)
         kept = {item.id: self._instances.get(item.id) or Series() for item in snapshot.instances}
         for item in snapshot.instances:
-            kept[item.id].add((item,))
+            kept[item.id].add((item,), snapshot.taken_at)
         self._instances = kept
+
+    def _add_moves(self, snapshot: Snapshot) -> None:
+        totals = snapshot.cluster.totals
+        sample = Moves(snapshot.taken_at, totals.migrations_committed, totals.migrations_aborted)
+        if self.moves and (sample.committed, sample.aborted) < self.moves[-1][1:]:
+            self.moves.clear()  # another daemon counts from 0 again
+        self.moves.append(sample)

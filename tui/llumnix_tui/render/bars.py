@@ -1,6 +1,7 @@
 """Bars and sparklines of block characters."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from llumnix_tui.render.text import ACCENT, BAD, GOOD, MUTED, WARN, Line
 
@@ -36,9 +37,18 @@ def progress_bar(done: float, total: float | None, width: int) -> Line:
     return (("█" * filled, ACCENT), ("·" * (width - filled), MUTED))
 
 
+def averaged(values: Sequence[float], width: int) -> list[float]:
+    """Return all values as at most `width`: where there are more, the mean of each part of them."""
+    kept = list(values)
+    if len(kept) <= width:
+        return kept
+    edges = [number * len(kept) // width for number in range(width + 1)] if width > 0 else []
+    return [sum(kept[begin:end]) / (end - begin) for begin, end in pairwise(edges)]
+
+
 def sparkline(values: Sequence[float], width: int, top: float | None = None) -> str:
-    """Return the last `width` values as one line, against `top` or their own largest."""
-    shown = list(values)[-width:] if width > 0 else []
+    """Return the values, averaged to fit, as one line, against `top` or their own largest."""
+    shown = averaged(values, width)
     top = top or max(shown, default=0.0)
     if top <= 0:
         return ("▁" * len(shown)).rjust(width)
@@ -47,8 +57,8 @@ def sparkline(values: Sequence[float], width: int, top: float | None = None) -> 
 
 
 def chart(values: Sequence[float], width: int, height: int, top: float) -> list[str]:
-    """Return the last `width` values as a chart of `height` lines, the uppermost first."""
-    shown = list(values)[-width:]
+    """Return the values, averaged to fit, as a chart of `height` lines, the uppermost first."""
+    shown = averaged(values, width)
     eighths = [0 if top <= 0 else max(0, min(8 * height, round(8 * height * v / top))) for v in shown]
     rows = []
     for floor in range(8 * (height - 1), -1, -8):

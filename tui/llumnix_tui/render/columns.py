@@ -1,7 +1,9 @@
 """Columns of a table, and its rows in order: filtered, sorted, and fitted to a width."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from llumnix_tui.render.text import ACCENT, PLAIN, Line, Span, fitted
@@ -10,6 +12,12 @@ Row = TypeVar("Row")
 SortValue = float | str | None
 # Cells between two columns.
 GAP = 1
+
+
+@lru_cache(maxsize=4096)
+def natural(text: str) -> str:
+    """Return a key by which i2 stands before i10."""
+    return "".join(part.zfill(9) if part.isdigit() else part for part in re.split(r"([0-9]+)", text))
 
 
 @dataclass(frozen=True)

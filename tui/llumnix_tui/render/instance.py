@@ -61,7 +61,8 @@ def drain_line(instance: Instance) -> Line:
 
 def over_time(series: Series, width: int) -> list[Line]:
     """Return the KV cache's usage over the last minutes as a chart, and tokens per second below it."""
-    room = max(width - 8, 10)
+    room = max(width - 18, 10)
     rows = chart(series.kv_share, room, CHART_HEIGHT, top=1.0)
     axis = [((f"{label} ", MUTED), (row, ACCENT)) for label, row in zip(AXIS, rows, strict=True)]
-    return [*axis, (("t/s  ", MUTED), (sparkline(series.tokens_per_s, room), GOOD))]
+    speed = (("t/s  ", MUTED), (sparkline(series.tokens_per_s, room), GOOD))
+    return [*axis, (*speed, (f"  last {values.age(series.span_s)}", MUTED))]

@@ -1,12 +1,11 @@
 """The cluster screen's rows: instances, under their nodes where there are several."""
 
-import re
 from collections.abc import Callable, Sequence
 
 from llumnix.admin.schema import Instance, Node, PriorityClass
 from llumnix_tui.render import values
 from llumnix_tui.render.bars import sparkline, usage_bar
-from llumnix_tui.render.columns import Column, SortValue
+from llumnix_tui.render.columns import Column, SortValue, natural
 from llumnix_tui.render.states import state
 from llumnix_tui.render.text import ACCENT, BAD, GOOD, MUTED, STRONG, WARN, Line, joined, labelled, line
 from llumnix_tui.snapshot import History, Snapshot
@@ -74,7 +73,7 @@ def instance_columns(classes: Sequence[PriorityClass], history: History) -> list
             0, _column("RUN/WAIT", 9, lambda i: _load_line(i.running, i.waiting), _num_requests, "R")
         )
     return [
-        _column("ID", 5, lambda i: line(i.id, STRONG), natural_id, "I"),
+        _column("ID", 5, lambda i: line(i.id, STRONG), lambda i: natural(i.id), "I"),
         _column("STATE", 12, lambda i: state(i.state), lambda i: i.state, "S"),
         _column("KV    phys virt", 18, kv_cell, kv_share, "K"),
         _column("FREE", 6, freeness_cell, lambda i: i.freeness, "F"),
@@ -105,11 +104,6 @@ def freeness_cell(instance: Instance) -> Line:
     if instance.freeness is None:
         return line("–", MUTED)
     return line(values.decimal(instance.freeness), BAD if instance.freeness < 0 else "")
-
-
-def natural_id(instance: Instance) -> str:
-    """Return a key by which i2 stands before i10."""
-    return "".join(part.zfill(9) if part.isdigit() else part for part in re.split(r"([0-9]+)", instance.id))
 
 
 def kv_share(instance: Instance) -> float:
@@ -190,6 +184,7 @@ def about(row: InstanceRow, history: History, width: int) -> list[Line]:
             labelled("KV", line(sparkline(series.kv_share, room, top=1.0), ACCENT)),
             labelled("tok/s", line(sparkline(series.tokens_per_s, room), GOOD)),
             labelled("waiting", line(sparkline(series.waiting, room), WARN)),
+            line(f"last {values.age(series.span_s)}", MUTED),
         )
     )
     return [trends, _reason_cell(row)]

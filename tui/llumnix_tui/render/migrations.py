@@ -1,5 +1,6 @@
 """Rows of migrations, their totals per minute, and who moves to whom."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -8,8 +9,21 @@ from llumnix_tui.render import values
 from llumnix_tui.render.bars import progress_bar, sparkline
 from llumnix_tui.render.columns import Column
 from llumnix_tui.render.states import state
-from llumnix_tui.render.text import ACCENT, BAD, GOOD, MUTED, STRONG, Line, fitted, joined, labelled, line
-from llumnix_tui.snapshot import Snapshot
+from llumnix_tui.render.text import (
+    ACCENT,
+    BAD,
+    DASH,
+    GOOD,
+    MUTED,
+    STRONG,
+    Line,
+    fitted,
+    joined,
+    labelled,
+    line,
+    width_of,
+)
+from llumnix_tui.snapshot import Moves, Snapshot
 
 BAR_WIDTH = 10
 MINUTES = 20
@@ -49,14 +63,24 @@ COLUMNS: tuple[Column[Migration], ...] = (
 )
 
 
-def summary(snapshot: Snapshot) -> list[Line]:
-    """Return totals: since the daemon's start, of what it still lists, and per minute."""
-    now, totals = snapshot.taken_at, snapshot.cluster.totals
-    ended = [m for m in snapshot.migrations if m.ended_at is not None]
-    committed = [m for m in ended if m.state == "committed"]
-    aborted = [m for m in ended if m.state == "aborted"]
-    downtimes = sorted(m.downtime_ms for m in committed if m.downtime_ms is not None)
-    trend = line(sparkline(per_minute(committed, now), MINUTES), GOOD)
+def summary(snapshot: Snapshot, moves: Sequence[Moves], width: int) -> list[Line]:
+    """Return totals: since the daemon's start, of what is listed of them, and per minute."""
+    totals = snapshot.cluster.totals
+    downtimes = sorted(
+        m.downtime_ms for m in snapshot.migrations if m.state == "committed" and m.downtime_ms is not None
+    )
+    p50, p99 = (values.decimal(percentile(downtimes, share)) for share in (0.5, 0.99))
+    minutes = per_minute(snapshot, moves)
+    last = f"{minutes[-1].committed}+{minutes[-1].aborted}" if minutes else DASH
+    figures = joined(
+        (
+            (*labelled("downtime p50/99", f"{p50}/{p99} ms"), (f" of {len(downtimes)}", MUTED)),
+            labelled("last minute", last),
+            labelled("per minute", ()),
+        )
+    )
+    room = max(min(width - width_of(figures), MINUTES), 0)
+    trend = sparkline([m.committed for m in minutes][-room:], room)
     return [
         joined(
             (
@@ -66,14 +90,7 @@ def summary(snapshot: Snapshot) -> list[Line]:
                 labelled("moved", values.size(totals.migrated_bytes)),
             )
         ),
-        joined(
-            (
-                labelled("downtime p50", values.milliseconds(percentile(downtimes, 0.5))),
-                labelled("p99", values.milliseconds(percentile(downtimes, 0.99))),
-                labelled("last minute", f"{per_minute(committed, now)[-1]}+{per_minute(aborted, now)[-1]}"),
-                labelled("per minute", trend),
-            )
-        ),
+        (*figures, (trend, GOOD)),
     ]
 
 
@@ -87,10 +104,31 @@ def why_line(migration: Migration) -> Line:
     )
 
 
-def per_minute(ended: Sequence[Migration], now: float, minutes: int = MINUTES) -> list[int]:
-    """Return how many ended in each of the last minutes, the latest last."""
-    counts = Counter(int((now - m.ended_at) // 60) for m in ended if m.ended_at is not None)
-    return [counts[ago] for ago in range(minutes - 1, -1, -1)]
+def per_minute(snapshot: Snapshot, moves: Sequence[Moves]) -> list[Moves]:
+    """Return how many ended in each of the last minutes, the latest last; minutes not known are left out.
+
+    By the daemon's counters since they are watched, before that by the list as far as it reaches.
+    """
+    now = snapshot.taken_at
+    ended = [m for m in snapshot.migrations if m.ended_at is not None]
+    counts = Counter((int((now - (m.ended_at or 0.0)) // 60), m.state) for m in ended)
+    totals = snapshot.cluster.totals
+    reach = MINUTES
+    if len(ended) < totals.migrations_committed + totals.migrations_aborted:
+        reach = int((now - min((m.ended_at or 0.0 for m in ended), default=now)) // 60)
+    times = [sample.at for sample in moves]
+    known: list[Moves] = []
+    for ago in range(MINUTES):
+        end = now - 60 * ago
+        before, after = bisect_right(times, end - 60) - 1, bisect_right(times, end) - 1
+        if before >= 0:
+            past, then = moves[before], moves[after]
+            known.append(Moves(end, then.committed - past.committed, then.aborted - past.aborted))
+        elif ago < reach:
+            known.append(Moves(end, counts[ago, "committed"], counts[ago, "aborted"]))
+        else:
+            break
+    return known[::-1]
 
 
 def percentile(ordered_values: Sequence[float], share: float) -> float | None:

@@ -6,12 +6,28 @@ from llumnix.admin.schema import Instance, Percentiles
 from llumnix_tui.render import values
 from llumnix_tui.render.bars import sparkline, usage_bar
 from llumnix_tui.render.states import state
-from llumnix_tui.render.text import ACCENT, BAD, GOOD, MUTED, STRONG, WARN, Line, joined, labelled, line
-from llumnix_tui.snapshot import Snapshot
+from llumnix_tui.render.text import (
+    ACCENT,
+    BAD,
+    GOOD,
+    MUTED,
+    STRONG,
+    WARN,
+    Line,
+    fitted,
+    joined,
+    labelled,
+    line,
+    width_of,
+)
+from llumnix_tui.snapshot import Series, Snapshot
 from llumnix_tui.store import Store
 
 WIDE = 110
 FRESH_S = 3.0
+# A panel's padding.
+PADDING = 2
+TREND_WIDTH = 20
 
 
 def header_line(store: Store, source: str, now: float, *, paused: bool, read_only: bool) -> Line:
@@ -37,30 +53,35 @@ def header_line(store: Store, source: str, now: float, *, paused: bool, read_onl
     return joined((name, line("● live", style), labelled("age", values.age(age)), flags, line(source, MUTED)))
 
 
-def totals(snapshot: Snapshot, tokens_per_s: Sequence[float], width: int) -> list[Line]:
+def totals(snapshot: Snapshot, series: Series, width: int) -> list[Line]:
     """Return the cluster's state, load, latencies and scaling bounds in four lines."""
     wide = width >= WIDE
     return [
-        _cluster(snapshot, wide),
+        _cluster(snapshot, width - PADDING, wide),
         _load(snapshot, wide),
-        _speed(snapshot, tokens_per_s),
+        _speed(snapshot, series, width - PADDING),
         _by_class(snapshot),
     ]
 
 
-def _cluster(snapshot: Snapshot, wide: bool) -> Line:
+def _cluster(snapshot: Snapshot, width: int, wide: bool) -> Line:
+    """Where room is short, reason and instances are shortened: both stand in the table too."""
     cluster = snapshot.cluster
     counts = [line(f"{number} {word}") for word, number in cluster.counts.instances.items() if number]
+    situation = joined(
+        (line(cluster.reason, WARN), joined(counts, ", ") or line("no instances", WARN)),
+    )
     scaling = cluster.scaling
-    bounds = f"{scaling.wanted} of {scaling.min}..{scaling.max}"
-    autoscale = ", autoscaled" if cluster.policies.autoscale else ""
+    autoscale = f", auto{'scaled' if wide else ''}" if cluster.policies.autoscale else ""
+    wanted = labelled("wanted", f"{scaling.wanted} of {scaling.min}..{scaling.max}{autoscale}")
+    policy = labelled("policy", cluster.policies.scheduler)
+    room = width - width_of(joined((state(cluster.state), wanted, policy))) - len("  ")
     return joined(
         (
             state(cluster.state),
-            line(cluster.reason, WARN),
-            joined(counts, ", ") or line("no instances", WARN),
-            labelled("wanted", bounds + autoscale),
-            labelled("policy", cluster.policies.scheduler),
+            situation if width_of(situation) <= room else fitted(situation, max(room, 1)),
+            wanted,
+            policy,
             labelled("up", values.age(cluster.uptime_s)) if wide else (),
             labelled("model", cluster.model or "–") if wide else (),
         )
@@ -83,17 +104,21 @@ def _load(snapshot: Snapshot, wide: bool) -> Line:
     )
 
 
-def _speed(snapshot: Snapshot, tokens_per_s: Sequence[float]) -> Line:
+def _speed(snapshot: Snapshot, series: Series, width: int) -> Line:
     latency = snapshot.cluster.latency
-    return joined(
+    figures = joined(
         (
             line("p50/90/99 ms", MUTED),
             labelled("TTFT", percentiles(latency.ttft_ms if latency else None)),
             labelled("TPOT", percentiles(latency.tpot_ms if latency else None)),
             labelled("tok/s", values.count(sum(item.tokens_per_s for item in snapshot.instances))),
-            line(sparkline(tokens_per_s, 20), GOOD) if tokens_per_s else (),
         )
     )
+    span = line(f"last {values.age(series.span_s)}", MUTED)
+    room = width - width_of(figures) - len("  ")
+    trend = line(sparkline(series.tokens_per_s, min(room, TREND_WIDTH)), GOOD) if series.at else ()
+    fits = trend and room >= TREND_WIDTH + len("  ") + width_of(span)
+    return joined((figures, trend, span if fits else ()))
 
 
 def _by_class(snapshot: Snapshot) -> Line:
@@ -102,6 +127,7 @@ def _by_class(snapshot: Snapshot) -> Line:
     for name in [item.name for item in snapshot.cluster.priorities]:
         running = sum(load.running for load in loads if load.name == name)
         waiting = sum(load.waiting for load in loads if load.name == name)
+        waiting += snapshot.cluster.counts.requests_held.get(name, 0)
         parts.append(labelled(name, f"{values.count(running)}/{values.count(waiting)}"))
     done = snapshot.cluster.totals
     moves = f"{values.count(done.migrations_committed)} done, {values.count(done.migrations_aborted)} aborted"

@@ -37,8 +37,7 @@ class ClusterScreen(ScaleActions, ListScreen):
 
     def heading(self, snapshot: Snapshot) -> Sequence[Line]:
         """Return the cluster's totals."""
-        tokens_per_s = self.llumnix.store.history.cluster.tokens_per_s
-        return totals(snapshot, tokens_per_s, self.size.width)
+        return totals(snapshot, self.llumnix.store.history.cluster, self.size.width)
 
     def about(self, row: InstanceRow) -> Sequence[Line]:
         """Return the row's trends and reasons."""

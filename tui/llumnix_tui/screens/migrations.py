@@ -50,7 +50,8 @@ class MigrationsScreen(ListScreen):
 
     def heading(self, snapshot: Snapshot) -> Sequence[Line]:
         """Return totals, in all and per minute."""
-        first, *rest = migrations.summary(snapshot)
+        moves = self.llumnix.store.history.moves
+        first, *rest = migrations.summary(snapshot, moves, self.size.width - 2)
         return (joined((self.count_line("listed"), first)), *rest)
 
     def about(self, row: Migration) -> Sequence[Line]:
