@@ -173,6 +173,52 @@ async def test_a_drain_is_followed_until_it_is_safe_to_remove() -> None:
         assert [command.what for command in source.sent] == ["drain instance i3"]
 
 
+async def test_many_drains_are_summed_up_and_can_be_scrolled_by_keys() -> None:
+    async with running(CannedSource(Canned(8).snapshot())) as pilot:
+        await pilot.press(*["space"] * 8, "d")
+        await confirm(pilot)
+
+        def visible() -> list[str]:
+            assert "0 of 8 safe to remove" in shown(pilot.app)
+            return [f"i{number}" for number in range(8) if f"instance i{number} " in shown(pilot.app)]
+
+        assert visible()[0] == "i0" and "i7" not in visible()
+        for key, there, gone in (("G", "i7", "i0"), ("g", "i0", "i7"), ("pagedown", "i4", "i0")):
+            await pilot.press(key)
+            await settled(pilot)
+            assert there in visible() and gone not in visible(), key
+        for keys, there in (
+            (["k"] * 40, "i0"),
+            (["j"] * 40, "i7"),
+            (["up"] * 40, "i0"),
+            (["down"] * 40, "i7"),
+        ):
+            await pilot.press(*keys)
+            await settled(pilot)
+            assert there in visible(), keys
+
+
+async def test_selected_rows_that_are_hidden_are_not_acted_on_and_it_is_said() -> None:
+    source = canned_source()
+    async with running(source) as pilot:
+        for screen, keys in (("1", "cdu"), ("2", "mrx")):
+            await pilot.press(screen, "space", "slash", *("i3" if screen == "1" else "cmpl-17"), "enter")
+            for key in keys:
+                await pilot.press(key)
+                assert not isinstance(pilot.app.screen, Dialog)
+                assert "selected rows are hidden" in notices(pilot)[-1]
+                pilot.app.clear_notifications()
+        assert source.sent == []
+
+
+async def test_a_nodes_row_cannot_be_removed_and_it_is_said() -> None:
+    source = CannedSource(Canned(num_nodes=2).snapshot())
+    async with running(source) as pilot:
+        await pilot.press("minus")
+        assert not isinstance(pilot.app.screen, Dialog)
+        assert "a node cannot be removed here" in notices(pilot)[-1]
+
+
 async def test_a_nodes_row_drains_the_node() -> None:
     source = CannedSource(Canned(num_nodes=2).snapshot())
     async with running(source) as pilot:

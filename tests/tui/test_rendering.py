@@ -4,20 +4,22 @@ import math
 
 import pytest
 
-from llumnix.admin.schema import Event, Migration
+from llumnix.admin.schema import Event, Migration, PriorityClass
 from llumnix_tui.commands import Target, migrate, set_priority
 from llumnix_tui.render import migrations, questions, values
 from llumnix_tui.render.bars import chart, progress_bar, sparkline, usage_bar
 from llumnix_tui.render.columns import Column, Sort, arrange, fit_columns
-from llumnix_tui.render.drain import progress
-from llumnix_tui.render.instances import instance_columns, instance_rows, kv_cell, node_line
+from llumnix_tui.render.drain import progress, so_far
+from llumnix_tui.render.instance import over_time
+from llumnix_tui.render.instances import about, instance_columns, instance_rows, kv_cell, node_line
 from llumnix_tui.render.load import predicted_freeness
 from llumnix_tui.render.overview import header_line, kv_of, totals
+from llumnix_tui.render.requests import columns
 from llumnix_tui.render.states import LOOKS, state
 from llumnix_tui.render.text import BAD, GOOD, fitted, line, plain, width_of
-from llumnix_tui.snapshot import History
+from llumnix_tui.snapshot import History, Series, Snapshot
 from llumnix_tui.store import Store
-from tests.tui.canned import CLASSES, NOW, Canned
+from tests.tui.canned import BLOCKS, CLASSES, NOW, Canned
 
 
 @pytest.mark.parametrize(
@@ -77,11 +79,32 @@ def test_progress_without_a_total_is_not_made_up() -> None:
     assert plain(progress_bar(5, 10, 4)) == "██··"
 
 
-def test_sparklines_and_charts_show_the_latest_values() -> None:
-    assert sparkline([0, 1, 2, 7], 3) == "▂▃█"
+def test_sparklines_and_charts_show_all_values_averaged_to_fit() -> None:
+    assert sparkline([0, 1, 2, 7], 4) == "▁▂▃█"
+    assert sparkline([0, 2, 3, 5, 7, 7], 3, top=7) == "▂▅█"
+    assert sparkline([7, 0, 0, 0, 0], 2, top=7) == "▅▁"
+    assert sparkline([1, 2, 3], 0) == ""
     assert sparkline([1, 1], 4, top=1) == "  ██"
     assert sparkline([], 3) == "   "
     assert chart([0, 0.5, 1.0], 3, 2, top=1.0) == ["  █", " ██"]
+    assert chart([0, 0, 1.0, 1.0], 2, 1, top=1.0) == [" █"]
+
+
+def test_trends_show_all_that_is_kept_and_name_its_span() -> None:
+    history, snapshot = History(), Canned().snapshot()
+    for ago in range(240, 0, -1):
+        used = BLOCKS if ago > 120 else 0  # full in the first half, then empty
+        item = snapshot.instances[0].model_copy(update={"kv_blocks_used": used})
+        history.add(snapshot.model_copy(update={"taken_at": NOW - ago, "instances": (item,)}))
+    trends = plain(about(snapshot.instances[0], history, 80)[0])
+    assert "KV ██████▅▁▁▁▁▁▁  tok/s" in trends
+    assert trends.endswith("last 3m59")
+    assert width_of(line(trends)) <= 78
+    rows = [plain(row) for row in over_time(history.of("i0"), 80)]
+    assert rows[0].startswith(f"100% {'█' * 31}") and rows[0].endswith(" " * 31)
+    assert rows[-1].endswith("  last 3m59")
+    assert plain(totals(snapshot, history.cluster, 120)[2]).endswith("last 3m59")
+    assert all(width_of(row) <= 78 for row in totals(snapshot, history.cluster, 80))
 
 
 def test_every_state_has_a_glyph_and_its_word() -> None:
@@ -167,9 +190,20 @@ def test_instances_fit_80_columns_and_show_each_class() -> None:
 def test_missing_data_are_dashes() -> None:
     snapshot = Canned().snapshot()
     bare = snapshot.model_copy(update={"cluster": snapshot.cluster.model_copy(update={"latency": None})})
-    text = "\n".join(plain(row) for row in totals(bare, [], 80))
+    text = "\n".join(plain(row) for row in totals(bare, Series(), 80))
     assert "TTFT –  TPOT –" in text
     assert "wanted 4 of 2..64" in text
+
+
+def test_the_clusters_line_shortens_instances_before_the_policys_name() -> None:
+    snapshot = Canned(4).snapshot()
+    assert plain(totals(snapshot, Series(), 80)[0]) == (
+        "● serving  3 running, 1 draining  wanted 4 of 2..64, auto  policy llumnix+"
+    )
+    cluster = snapshot.cluster.model_copy(update={"reason": "not serving: i3, i5, i6", "state": "degraded"})
+    crowded = plain(totals(snapshot.model_copy(update={"cluster": cluster}), Series(), 80)[0])
+    assert crowded.startswith("◐ degraded  not serving: i3, i5, i6…")
+    assert crowded.endswith("  policy llumnix+") and len(crowded) <= 78
 
 
 def test_the_header_tells_connection_and_age() -> None:
@@ -213,9 +247,50 @@ def test_the_matrix_counts_pairs_and_says_what_it_leaves_out() -> None:
     assert plain(migrations.matrix([], 40, 5)[0]) == "no migration has ended yet"
 
 
-def test_migrations_per_minute() -> None:
-    ends = [migration(n, "a", "b", ended_at=NOW - ago) for n, ago in enumerate((1, 59, 61, 130, 9999))]
-    assert migrations.per_minute(ends, NOW, minutes=3) == [1, 1, 2]
+def with_totals(snapshot: Snapshot, at: float, committed: int, aborted: int = 0) -> Snapshot:
+    totals = snapshot.cluster.totals.model_copy(
+        update={"migrations_committed": committed, "migrations_aborted": aborted}
+    )
+    cluster = snapshot.cluster.model_copy(update={"totals": totals})
+    return snapshot.model_copy(update={"taken_at": at, "cluster": cluster})
+
+
+def per_minute(snapshot: Snapshot, history: History) -> list[tuple[int, int]]:
+    return [(m.committed, m.aborted) for m in migrations.per_minute(snapshot, history.moves)]
+
+
+def test_migrations_per_minute_are_those_of_a_whole_list() -> None:
+    ends = tuple(migration(n, "a", "b", ended_at=NOW - ago) for n, ago in enumerate((1, 59, 61, 130, 9999)))
+    snapshot = with_totals(Canned().snapshot(migrations=ends), NOW, 5)
+    assert per_minute(snapshot, History()) == [(0, 0)] * 17 + [(1, 0), (1, 0), (2, 0)]
+
+
+def test_minutes_beyond_a_list_that_was_cut_are_not_called_empty() -> None:
+    """The list has 500; with 300 moves a minute it reaches back for one whole minute only."""
+    ends = tuple(migration(n, "a", "b", ended_at=NOW - n / 5) for n in range(500))
+    snapshot = with_totals(Canned().snapshot(migrations=ends), NOW, 6000)
+    assert per_minute(snapshot, History()) == [(300, 0)]
+
+
+def test_the_daemons_counters_tell_the_minutes_that_were_watched() -> None:
+    history, snapshot = History(), Canned().snapshot(migrations=())
+    for second in range(601):
+        history.add(with_totals(snapshot, NOW - 600 + second, 1000 + 5 * second, second // 10))
+    now = with_totals(snapshot, NOW, 4000, 60)
+    assert per_minute(now, history) == [(300, 6)] * 10
+    shown = [plain(row) for row in migrations.summary(now, history.moves, 78)]
+    assert "last minute 300+6" in shown[1]
+    assert shown[1].rstrip().endswith("█" * 10)
+    # Another daemon counts from 0 again.
+    history.add(with_totals(snapshot, NOW + 1, 3))
+    assert [sample.committed for sample in history.moves] == [3]
+
+
+def test_of_a_list_that_was_cut_the_trend_fits_and_its_latest_minute_is_shown() -> None:
+    snapshot = Canned().snapshot()
+    first, second = migrations.summary(snapshot, (), 78)
+    assert width_of(first) <= 78 and width_of(second) <= 78
+    assert plain(second).startswith("downtime p50/99 2.90/3.20 ms of 7  last minute 2+1  per minute ")
     assert migrations.percentile([], 0.5) is None
     assert migrations.percentile([1.0, 2.0, 3.0], 0.99) == 3.0
 
@@ -237,6 +312,39 @@ def test_a_drain_tells_what_is_left_what_moves_and_the_end() -> None:
     assert lines(Target("instance", "i99")) == ["instance i99  ✔ gone"]
     left = sum(item.running + item.waiting for item in snapshot.instances)
     assert lines(Target("node", "node-0"))[1].startswith(f"requests left {left}")
+
+
+def test_drains_of_several_targets_are_summed_up() -> None:
+    snapshot = Canned().snapshot()
+    safe = snapshot.instances[3].model_copy(update={"safe_to_remove": True})
+    snapshot = snapshot.model_copy(update={"instances": (*snapshot.instances[:3], safe)})
+    targets = [Target("instance", name) for name in ("i0", "i3", "i99")]
+    assert plain(so_far(targets, snapshot)) == "2 of 3 safe to remove"
+
+
+def test_requests_are_sorted_by_importance_and_by_the_instances_number() -> None:
+    request = (Canned().snapshot().requests or ())[0]
+    classes = (*CLASSES, PriorityClass(name="batch", engine_priority=20, headroom_tokens=0))
+    found = [
+        request.model_copy(update={"id": f"{place}/{name}", "priority": name, "instance": place})
+        for place, name in (("i10", "batch"), ("i2", "normal"), ("i1", "high"))
+    ]
+
+    def order(letter: str) -> list[str]:
+        return [row.id for row in arrange(found, columns(classes), Sort(letter), "", str)]
+
+    assert order("P") == ["i1/high", "i2/normal", "i10/batch"]
+    assert order("N") == ["i1/high", "i2/normal", "i10/batch"]
+
+
+def test_a_classs_waiting_requests_are_also_those_that_api_servers_hold() -> None:
+    snapshot = Canned().snapshot()
+    counts = snapshot.cluster.counts.model_copy(update={"requests_held": {"normal": 7}})
+    cluster = snapshot.cluster.model_copy(update={"counts": counts})
+    loads = [load for item in snapshot.instances for load in item.priorities if load.name == "normal"]
+    running, waiting = sum(load.running for load in loads), sum(load.waiting for load in loads)
+    held = plain(totals(snapshot.model_copy(update={"cluster": cluster}), Series(), 80)[3])
+    assert f"normal {running}/{waiting + 7} " in held
 
 
 def test_a_drain_without_another_instance_is_warned_of() -> None:

@@ -75,6 +75,23 @@ async def test_keys_move_sort_and_mark() -> None:
         assert table.chosen == [table.current]
 
 
+async def test_marks_go_with_their_rows_and_hidden_ones_do_not_pass_to_the_cursors_row() -> None:
+    app = TableApp()
+    async with app.run_test(size=(30, 10)) as pilot:
+        table = app.table
+        table.focus()
+        table.show_rows(rows(5), COLUMNS)
+        await pilot.press("space", "space")
+        table.set_filter("r4")
+        assert table.chosen == []
+        table.set_filter("")
+        table.show_rows(rows(5)[1:], COLUMNS)
+        assert table.marked == {"r1"}
+        table.show_rows(rows(5)[2:], COLUMNS)
+        assert table.marked == set()
+        assert table.chosen == [table.current]
+
+
 async def test_no_text_commands_the_terminal() -> None:
     app = TableApp()
     async with app.run_test(size=(30, 10)) as pilot:
@@ -116,6 +133,19 @@ async def test_filter_sort_and_escape_on_the_requests_screen() -> None:
         assert "BLOC…▼" in shown(pilot.app)
         await pilot.press("escape")
         assert "requests 60" in shown(pilot.app)
+
+
+async def test_another_list_of_an_instance_drops_the_filter_of_the_one_before() -> None:
+    async with running(CannedSource(Canned(num_requests=60).snapshot())) as pilot:
+        await pilot.press("enter", "slash", *"cmpl-1", "enter")
+        table = pilot.app.screen.query_one("#requests", VirtualTable)
+        assert 0 < len(table.rows) < table.num_all
+        await pilot.press("tab")
+        await settled(pilot)
+        assert [box.wanted for box in pilot.app.screen.query(VirtualTable)] == ["", "", ""]
+        assert len(table.rows) == table.num_all
+        await pilot.press("escape")  # there is no filter to drop: it leaves the screen
+        assert "▸ i0" in shown(pilot.app)
 
 
 async def test_keys_typed_faster_than_screens_change_go_where_they_are_meant() -> None:

@@ -89,10 +89,11 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
 
     @property
     def chosen(self) -> list[Row]:
-        """The marked rows that are shown, else the one under the cursor."""
-        marked = [row for row in self._rows if self._key(row) in self.marked] if self.marked else []
+        """The marked rows that are shown; if none is marked, the one under the cursor."""
+        if self.marked:
+            return [row for row in self._rows if self._key(row) in self.marked]
         current = self.current
-        return marked or ([] if current is None else [current])
+        return [] if current is None else [current]
 
     @property
     def num_all(self) -> int:
@@ -102,6 +103,9 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
     def show_rows(self, rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
         """Replace the rows; cursor, marks and scroll position stay with their rows."""
         self._all, self._columns = rows, columns
+        if self.marked and (gone := self.marked.difference(map(self._key, rows))):
+            self.marked -= gone
+            self.post_message(self.Marked())
         layout = fit_columns(columns, self._inner_width)
         same_layout = [(c.title, w) for c, w in layout] == [(c.title, w) for c, w in self._layout]
         self._layout = layout

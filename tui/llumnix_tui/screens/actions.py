@@ -32,9 +32,20 @@ class ActionScreen(DataScreen):
             return False
         return super().check_action(action, parameters)
 
+    def nothing_shown(self) -> None:
+        """Say why an action does nothing, where rows are marked and none of them is shown."""
+        table = self.table()
+        if table is not None and table.marked:
+            self.refuse("the selected rows are hidden by the filter: nothing is done (Esc drops the filter)")
+
+    def refuse(self, why: str) -> None:
+        """Say why an action does nothing."""
+        self.app.notify(why, severity="warning", markup=False)
+
     async def confirm(self, asked: Sequence[Command], consequence: Sequence[str], verb: str) -> bool:
         """Ask whether to do these commands, and do them."""
         if not asked:
+            self.nothing_shown()
             return False
         first = asked[0].what
         title = f"{first[0].upper()}{first[1:]}?" if len(asked) == 1 else f"{verb} {len(asked)}?"
@@ -82,6 +93,7 @@ class TargetActions(ActionScreen):
         """Ask for options, drain, and show how it goes."""
         targets, snapshot = self.targets(), self.llumnix.store.snapshot
         if not targets or snapshot is None:
+            self.nothing_shown()
             return
         title = f"Drain {', '.join(map(str, targets))}?"
         options = await self.app.push_screen_wait(
@@ -108,8 +120,11 @@ class ScaleActions(TargetActions):
     async def action_remove_instances(self) -> None:
         """Drain and end the chosen instances."""
         snapshot = self.llumnix.store.snapshot
-        ids = [target.id for target in self.targets() if target.kind == "instance"]
-        if snapshot is not None:
+        targets = self.targets()
+        ids = [target.id for target in targets if target.kind == "instance"]
+        if targets and not ids:
+            self.refuse("a node cannot be removed here: select its instances, or drain it with d")
+        elif snapshot is not None:
             text = questions.remove(ids, snapshot)
             await self.confirm([commands.remove(instance_id) for instance_id in ids], text, "Remove")
 
@@ -143,6 +158,7 @@ class RequestActions(ActionScreen):
         """Choose a target by its predicted freeness, and move the requests there."""
         snapshot, chosen = self.llumnix.store.snapshot, self.chosen_requests()
         if snapshot is None or not chosen:
+            self.nothing_shown()
             return
         dialog = ChoiceDialog(
             f"Migrate {questions.some(chosen)}?",
@@ -159,6 +175,7 @@ class RequestActions(ActionScreen):
         """Choose another priority class."""
         snapshot, chosen = self.llumnix.store.snapshot, self.chosen_requests()
         if snapshot is None or not chosen or not snapshot.cluster.priorities:
+            self.nothing_shown()
             return
         dialog = ChoiceDialog(
             f"Set the priority of {questions.some(chosen)}?",

@@ -169,12 +169,22 @@ class DataScreen(Screen[None], inherit_bindings=False):
         """Go from the filter to what it left, before the next key."""
         self.set_focus(self.table())
 
+    def drop_filter(self) -> None:
+        """Show all rows again, and no filter."""
+        box = self.query_one("#filter", Input)
+        if box.display:
+            box.value = ""
+            box.display = False
+            # At once: the change of the box is told later, perhaps when another table is shown.
+            if (table := self.table()) is not None:
+                table.set_filter("")
+            self.refresh_data()
+
     def action_back(self) -> None:
         """Drop the filter, then the marks, then leave the screen."""
         box, table = self.query_one("#filter", Input), self.table()
         if box.display:
-            box.value = ""
-            box.display = False
+            self.drop_filter()
             self.set_focus(table)
         elif table is not None and table.marked:
             table.clear_marks()

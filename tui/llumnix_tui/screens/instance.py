@@ -81,7 +81,8 @@ class InstanceScreen(TargetActions, RequestActions):
             m for m in migrations.ordered(snapshot.migrations) if self._instance_id in (m.source, m.target)
         ]
         if here is not None:
-            self.query_one("#requests", VirtualTable).show_rows(here, requests.COLUMNS)
+            columns = requests.columns(snapshot.cluster.priorities)
+            self.query_one("#requests", VirtualTable).show_rows(here, columns)
         self.query_one("#migrations", VirtualTable).show_rows(moves, migrations.COLUMNS)
         self.query_one("#log", VirtualTable).show_rows(
             list(enumerate(snapshot.logs.get(self._instance_id, ()))), LOG_COLUMNS
@@ -90,7 +91,8 @@ class InstanceScreen(TargetActions, RequestActions):
         self.set_text("#views", (view_line(self._view, sizes),))
 
     def action_next_view(self, by: int) -> None:
-        """Show the next list."""
+        """Show the next list; a filter is about the one before."""
+        self.drop_filter()
         self._view = VIEWS[(VIEWS.index(self._view) + by) % len(VIEWS)]
         self.query_one(ContentSwitcher).current = self._view
         self.set_focus(self.table())

@@ -33,7 +33,7 @@ class RequestsScreen(RequestActions, ListScreen):
 
     def columns(self, snapshot: Snapshot) -> Sequence[Column[Request]]:
         """Return the columns."""
-        return requests.COLUMNS
+        return requests.columns(snapshot.cluster.priorities)
 
     def heading(self, snapshot: Snapshot) -> Sequence[Line]:
         """Return how many there are in each state and class."""
