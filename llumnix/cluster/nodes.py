@@ -94,7 +94,7 @@ def _view(facts: RayNodeFacts, instances: list[schema.Instance], cordoned: bool)
         id=facts.node_id,
         address=facts.address,
         state=_state(facts, {i.state for i in there}, cordoned),
-        reason=HEAD if facts.head and all(i.safe_to_remove for i in there) else "",
+        reason=HEAD if facts.head and cordoned and all(i.safe_to_remove for i in there) else "",
         head=facts.head,
         cpus=facts.cpus,
         gpus=facts.gpus,

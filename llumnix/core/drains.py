@@ -94,7 +94,12 @@ def _give_up(member: Member, drain: DrainOrder, settings: SchedulerSettings, now
         abort = AbortRequests(member.run.uid, f"{member.instance} was drained: {message}")
         return [timeout, abort] if drain.abort_again_at is None else [abort]
     member.drain = None
-    member.move(S.CORDONED, message, now)
+    if not drain.restart or drain.was_cordoned or member.cordoned_with_node:
+        member.move(S.CORDONED, message, now)
+        return [timeout]
+    # A restart that did not come about leaves things as they were; the next one starts from there.
+    member.cordoned, member.run.closed_at = False, None
+    member.move(S.RUNNING, message, now)
     return [timeout]
 
 

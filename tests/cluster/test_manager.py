@@ -58,7 +58,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-CONFIG = parse_config({"instances": {"count": 2}})
+CONFIG = parse_config({"instances": {"count": 2, "max": 3}})
 
 
 @pytest.fixture

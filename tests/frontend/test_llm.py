@@ -25,6 +25,9 @@ class NoInstance:
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         self.aborted += request_ids
 
+    def shutdown(self, timeout: float | None = None) -> None:
+        pass
+
 
 async def test_a_refused_request_leaves_nothing_behind() -> None:
     llm = ClusterLLM.__new__(ClusterLLM)
