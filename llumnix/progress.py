@@ -69,7 +69,7 @@ def dashboard_command(config: Config) -> str:
     words, token_file = ["llumnix-tui"], config.cluster.state_dir / "admin.token"
     if _admin_url(config) != DEFAULT_URL:
         words += ["--url", _admin_url(config)]
-    if token_file != default_token_file():
+    if token_file != default_token_file(_admin_url(config)):
         words += ["--token-file", str(token_file)]
     return shlex.join(words)
 

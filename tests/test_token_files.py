@@ -8,6 +8,7 @@ import pytest
 from llumnix.admin import schema
 from llumnix.config import ClusterConfig, load_config, parse_config
 from llumnix.progress import dashboard_command
+from llumnix_tui.cli import find_token
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -23,14 +24,21 @@ def test_the_services_token_is_taken_where_there_is_no_own_one(
 ) -> None:
     own, service = tmp_path / "own.token", tmp_path / "service.token"
     monkeypatch.setattr(schema, "TOKEN_FILES", (str(own), str(service)))
-    assert schema.default_token_file() == own
+    assert schema.default_token_file(schema.DEFAULT_URL) == own
     service.write_text("service-secret\n")
-    assert schema.default_token_file() == service
+    assert schema.default_token_file(schema.DEFAULT_URL) == service
     with monkeypatch.context() as unreadable:
         unreadable.setattr(os, "access", lambda path, mode: False)
-        assert schema.default_token_file() == own
+        assert schema.default_token_file("http://localhost:1") == own
     own.write_text("own-secret\n")
-    assert schema.default_token_file() == own
+    assert schema.default_token_file("http://[::1]:1") == own
+
+
+def test_this_machines_token_is_not_sent_to_another() -> None:
+    assert schema.default_token_file("http://10.0.0.2:8001") is None
+    assert find_token("http://head:8001", None) is None
+    config = parse_config({"model": {"path": "builtin:tiny"}, "admin": {"host": "10.0.0.1"}})
+    assert "--token-file" in dashboard_command(config)
 
 
 def test_llumnixd_names_the_dashboards_command_with_the_options_it_needs(tmp_path: Path) -> None:

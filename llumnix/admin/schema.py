@@ -9,6 +9,7 @@ import math
 import os
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
@@ -40,8 +41,13 @@ TOKEN_FILES = ("~/.local/state/llumnix/admin.token", "/var/lib/llumnix/admin.tok
 """Where it keeps its token by default, and where the system service does."""
 
 
-def default_token_file() -> Path:
-    """Return the first of TOKEN_FILES, or the second where only that one is there and can be read."""
+def default_token_file(url: str) -> Path | None:
+    """Return the first of TOKEN_FILES, or the second where only that one is there and can be read.
+
+    None for another machine's URL: this one's token is none of its business.
+    """
+    if urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost"):
+        return None
     own, service = (Path(path).expanduser() for path in TOKEN_FILES)
     return service if not os.access(own, os.F_OK) and os.access(service, os.R_OK) else own
 

@@ -41,7 +41,12 @@ class Session:
 
     @property
     def token_path(self) -> Path:
-        return self.token_file or default_token_file()
+        path = self.token_file or default_token_file(self.url)
+        if path is None:
+            raise CtlError(
+                f"--token-file: none is given for {self.url}, expected a token of that machine's", Exit.USAGE
+            )
+        return path
 
     def path_of_target(self, target: str) -> tuple[str, str]:
         """Return kind ("instances" or "nodes") and id of what an operator named."""

@@ -58,7 +58,7 @@ def llumnix_tui(
             LlumnixApp(ReplaySource(replay), read_only=True).run()
             return
         check_url(url)
-        asyncio.run(_live(url, find_token(token_file), record, read_only=read_only))
+        asyncio.run(_live(url, find_token(url, token_file), record, read_only=read_only))
     except (_Wrong, RecordingError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -86,12 +86,12 @@ def check_url(url: str) -> None:
         raise _Wrong(f"--url: {url!r}, expected a URL such as {DEFAULT_URL}")
 
 
-def find_token(path: Path | None) -> str | None:
-    """Return the token in a file, or in the default one; None where that is not there: the header says so."""
+def find_token(url: str, path: Path | None) -> str | None:
+    """Return the token in a file, or in the default one; None where there is none: the header says so."""
     if path is not None:
         return read_token(path)
-    path = default_token_file()
-    return read_token(path) if os.access(path, os.F_OK) else None
+    path = default_token_file(url)
+    return read_token(path) if path is not None and os.access(path, os.F_OK) else None
 
 
 def read_token(path: Path) -> str:
