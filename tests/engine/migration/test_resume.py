@@ -205,10 +205,14 @@ def test_one_that_is_aborted_while_its_grammar_is_compiled_is_forgotten(labs: tu
     lab.reset()
 
 
-def test_what_waits_for_its_grammar_counts_as_waiting(labs: tuple[Lab, Lab]) -> None:
+def test_what_waits_for_its_grammar_counts_as_waiting(
+    labs: tuple[Lab, Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = labs
+    # However soon its grammar is compiled.
+    monkeypatch.setattr(target.port.target, "is_ready", lambda reservation: False)
     sent, result = cut_off(source, prompt(20), sampling(**KINDS["json schema"]))
-    resumer = Resumer(target.engine, target.port.target)
+    resumer = Turns().resumer(target.engine, target.port.target)
     view = SchedulerView(target.engine.scheduler, resumer.requests)
     resumer.resume(sent, result.tokens)
     report = view.load(1, 0.0, 0.0, {}, MovesUnderWay())
