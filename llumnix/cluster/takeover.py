@@ -20,7 +20,10 @@ _ABORT_S = 5.0
 
 
 async def take_over(config: Config, node: RayNode, record: Callable[[str, str, str, str], None]) -> Ledger:
-    """The ledger of what runs and goes on, or that of a new cluster; whatever does not go on is ended."""
+    """The ledger of what runs and goes on, or that of a new cluster; whatever does not go on is ended.
+
+    Its requests may finish first, for http.drain_timeout_s.
+    """
     ledger = ledgers.read(config.cluster.state_dir)
     running = set(named_actors())
     reason = ledgers.why_not_adoptable(ledger, config, node.run_id)
@@ -32,13 +35,15 @@ async def take_over(config: Config, node: RayNode, record: Callable[[str, str, s
     if running:
         message = f"what a former llumnixd left running is ended, as it cannot be taken over: {reason}"
         record("cluster.not_adopted", "warning", "cluster", message)
+        if ledger is not None and ledger.run_id == node.run_id:
+            await drain(ledger, config.http.drain_timeout_s)
     await end_actors(running)
     next_uid = ledger.next_uid if ledger is not None else 1
     return ledgers.new_ledger(config, node.run_id, make_endpoints(config, node.temp_dir), next_uid)
 
 
 async def drain(ledger: Ledger, drain_s: float) -> None:
-    """Have all API servers finish what runs and end, where no llumnixd is left to tell them so."""
+    """Have all API servers finish what runs and end, where no scheduler is left to tell them so."""
     socket = ControlSocket(ledger.endpoints)
 
     def answer(message: ToManager) -> None:

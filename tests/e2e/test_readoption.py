@@ -108,16 +108,19 @@ def serves(cluster: RunningCluster, instance: str) -> bool:
         return False
 
 
-def test_what_was_started_with_other_settings_is_ended_with_the_reason(tmp_path: Path) -> None:
-    config = settings(tmp_path / "state", instances={"count": 1})
+def test_what_was_started_with_other_settings_is_drained_and_ended_with_the_reason(tmp_path: Path) -> None:
+    config = settings(tmp_path / "state", instances={"count": 1}, http={"drain_timeout_s": 60.0})
     with running(config, tmp_path / "first") as first:
         before = pids(first)
+        stream = Stream(first, 3000)
+        row_of(first, stream)
         killed(first)
         config["engine"]["max_model_len"] = 4096
         with running(config, tmp_path / "next") as following:
             assert not any(psutil.pid_exists(pid) for pid in before.values())
             (reason,) = messages(following, "cluster.not_adopted")
             assert "engine.max_model_len changed" in reason
+            stream.assert_undisturbed()
             Stream(following, 20).assert_undisturbed()
 
 
