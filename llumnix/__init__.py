@@ -1,3 +1,3 @@
 """Llumnix: a serving cluster of vLLM instances with one global scheduler."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from llumnix.core.handover.actions import Adopt, GrowReservation, Reserve
-from llumnix.core.handover.admission import Room, no_room
 from llumnix.core.handover.epochs import Epoch
 from llumnix.core.handover.events import (
     AdoptDone,
@@ -85,6 +84,13 @@ class Engine:
             entry.running = self._num_free_slots() > 0
         elif entry.frozen_from is None:
             self._launch(entry)
+
+    def _no_room(self, num_missing: int, num_free: int) -> str | None:
+        if self._num_free_slots() < 1:
+            return "the target has no free place in its batch"
+        if num_missing > num_free:
+            return f"the target has {num_free} free blocks, the request needs {num_missing}"
+        return None
 
     def _num_free_slots(self) -> int:
         num_running = sum(entry.running for entry in self.requests.values())
@@ -229,7 +235,7 @@ class Engine:
                 break
             cached.append(self.pool.cache[key])
         num_free = len(set(self.pool.freed) - set(cached))
-        reason = no_room(prepare, len(cached), Room(num_free, self._num_free_slots(), ()))
+        reason = self._no_room(prepare.num_blocks - len(cached), num_free)
         if reason is not None:
             self.tell(ReserveFailed(prepare.migration, reason))
             return

@@ -9,7 +9,7 @@ import pytest
 
 from llumnix.core.events import CommandRefused
 from llumnix.core.handover.actions import Action, CopyBlocks, Freeze, Release, ReleaseCopy, SendToPeer
-from llumnix.core.handover.admission import Room, mismatch, no_room
+from llumnix.core.handover.admission import mismatch
 from llumnix.core.handover.epochs import Epoch, engine_id, split_engine_id
 from llumnix.core.handover.events import (
     CopyDone,
@@ -106,24 +106,6 @@ def test_a_mismatch_names_the_field_and_both_values() -> None:
     assert mismatch(theirs, (*theirs, ("tp", "2"))) == (
         "the engines differ in tp: unknown at the source, 2 at the target"
     )
-
-
-@pytest.mark.parametrize(
-    ("room", "num_cached", "reason"),
-    [
-        (Room(10, 1, ()), 2, None),
-        (Room(9, 1, ()), 2, "the target has 9 free blocks, the request needs 10"),
-        (Room(10, 0, ()), 2, "the target has no free place in its batch"),
-    ],
-)
-def test_room_is_refused_with_the_numbers(room: Room, num_cached: int, reason: str | None) -> None:
-    assert no_room(PREPARE, num_cached, room) == reason
-
-
-def test_an_adapter_the_target_lacks_is_named() -> None:
-    prepare = replace(PREPARE, adapter="sql")
-    assert no_room(prepare, 0, Room(99, 9, ())) == "the target has no adapter 'sql'"
-    assert no_room(prepare, 0, Room(99, 9, ("sql",))) is None
 
 
 def handovers(uid: int, **changes: int) -> Handovers:
