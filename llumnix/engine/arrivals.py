@@ -10,6 +10,7 @@ import msgspec
 
 from llumnix.core.handover import actions as act
 from llumnix.core.handover import events as ev
+from llumnix.engine.early_receives import EarlyReceives
 from llumnix.engine.migration.adopt import Reservation, Target
 from llumnix.engine.migration.state import FinalState, PrepareInfo, decode
 from llumnix.errors import RefusedError
@@ -36,6 +37,7 @@ class Arrivals:
     clock: Callable[[], float]
     on_engine_thread: Callable[[Callable[[], object]], None]
     tell: Callable[[ev.Event], None]
+    early: EarlyReceives | None = None
     _reserved: dict[str, Reservation] = field(default_factory=dict)
     _preparing: dict[str, _Preparing] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class Arrivals:
         if not reservation.info.num_computed_tokens:
             self.tell(ev.Grown(migration, num_blocks))
         elif self.target.grow(reservation, num_blocks * self.block_size):
+            self._allow_copies(migration)
             self.tell(ev.Grown(migration, max(num_blocks, len(reservation.block_ids))))
         else:
             self.tell(ev.GrowFailed(migration, "the target has not enough free blocks"))
@@ -74,17 +77,32 @@ class Arrivals:
     def adopt(self, action: act.Adopt) -> None:
         migration, commit = action.prepare.migration, action.commit
         try:
+            if self.early is not None and not self.early.is_quiet(migration):
+                raise RefusedError("a copy came that the source has not told of")
             final = decode(msgspec.msgpack.decode(commit.state, type=list[bytes]), FinalState)
             final = msgspec.structs.replace(final, priority=commit.priority)
             self.target.adopt(self._reserved[migration], final)
         except (RefusedError, msgspec.ValidationError) as error:
             self.tell(ev.AdoptFailed(migration, str(error)))
             return
+        self._once_unwritten(migration, lambda: None)
         del self._reserved[migration]
         self.tell(ev.AdoptDone(migration))
 
     def free(self, migration: str) -> None:
-        self.target.free(self._reserved.pop(migration))
+        """Give the blocks back, once what began to be received early is over."""
+        self._once_unwritten(migration, lambda: self.target.free(self._reserved.pop(migration)))
+
+    def _allow_copies(self, migration: str) -> None:
+        reservation = self._reserved[migration]
+        if self.early is not None and reservation.info.num_computed_tokens:
+            self.early.allow(migration, reservation.num_hit_blocks, reservation.block_ids)
+
+    def _once_unwritten(self, migration: str, then: Callable[[], None]) -> None:
+        if self.early is None:
+            then()
+        else:
+            self.early.close(migration, then)
 
     def _answer_if_ready(self, migration: str) -> None:
         preparing = self._preparing[migration]
@@ -102,4 +120,5 @@ class Arrivals:
             self.tell(ev.ReserveFailed(migration, str(error)))
             return
         del self._preparing[migration]
+        self._allow_copies(migration)
         self.tell(ev.Reserved(migration, reservation.num_hit_blocks, preparing.num_blocks))

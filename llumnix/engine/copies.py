@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from llumnix.core.handover import actions as act
 from llumnix.core.handover import events as ev
+from llumnix.engine.early_receives import CopyKey, EarlyReceives, transfer_id
 from llumnix.engine.migration.export import Source
 from llumnix.engine.transport import OnDone, Outcome, OutcomeKind, Transfer, TransportError
+from llumnix.engine.transport_set import TransportSet
 
 _AVERAGE_WEIGHT = 0.2
 
@@ -72,7 +75,13 @@ class Copies:
     tell: Callable[[ev.Event], None]
     blocks_per_s: float = 0.0
     """Running average of the copies that left from here."""
-    _open: dict[tuple[str, int], _Copy] = field(default_factory=dict)
+    early: EarlyReceives | None = field(init=False, default=None)
+    """None where a copy begins on the engine thread only."""
+    _open: dict[CopyKey, _Copy] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.transports, TransportSet):
+            self.early = EarlyReceives(self.transports, self.on_engine_thread, self._ended)
 
     def __bool__(self) -> bool:
         return bool(self._open)
@@ -92,15 +101,21 @@ class Copies:
         key = (action.migration, action.copy)
         blocks = reserved[action.first_block : action.first_block + action.num_blocks]
         copy = self._open[key] = _Copy(blocks, self.clock())
-        self._begin(key, copy, peer, self.transports.receive)
+        begun = self.early.take(key) if self.early is not None else None
+        if begun is None:
+            self._begin(key, copy, peer, self.transports.receive)
+        elif begun.outcome is None:
+            copy.transfer = begun.transfer
+        else:
+            self.on_engine_thread(partial(self._ended, key, begun.outcome))
 
-    def cancel(self, key: tuple[str, int]) -> None:
+    def cancel(self, key: CopyKey) -> None:
         """Nothing to do for a copy that has ended; its end is told in any case."""
         copy = self._open.get(key)
         if copy is not None and copy.transfer is not None:
             self.transports.cancel(copy.transfer)
 
-    def release(self, key: tuple[str, int]) -> None:
+    def release(self, key: CopyKey) -> None:
         """The source's machine has heard of the end: its blocks may be used again."""
         copy = self._open.pop(key, None)
         if copy is not None and copy.hold is not None:
@@ -108,7 +123,7 @@ class Copies:
 
     def _begin(
         self,
-        key: tuple[str, int],
+        key: CopyKey,
         copy: _Copy,
         peer: bytes,
         start: Callable[[bytes, str, Sequence[int], OnDone], Transfer],
@@ -117,18 +132,18 @@ class Copies:
             self.on_engine_thread(lambda: self._ended(key, outcome))
 
         try:
-            copy.transfer = start(peer, _transfer_id(key), copy.block_ids, done)
+            copy.transfer = start(peer, transfer_id(key), copy.block_ids, done)
         except TransportError as error:
             failed = Outcome(OutcomeKind.FAILED, str(error), 0)
             self.on_engine_thread(lambda: self._ended(key, failed))
 
-    def _ended(self, key: tuple[str, int], outcome: Outcome) -> None:
+    def _ended(self, key: CopyKey, outcome: Outcome) -> None:
         copy = self._open.get(key)
         if copy is None:
             return
         # What is told below may first bring an abort to light, which asks to cancel this very copy.
         copy.transfer = None
-        self.transports.ended(_transfer_id(key))
+        self.transports.ended(transfer_id(key))
         if copy.hold is None:
             del self._open[key]
         else:
@@ -148,7 +163,3 @@ class Copies:
         if outcome.kind is OutcomeKind.DONE:
             copied_per_s = len(copy.block_ids) / max(took_s, 1e-6)
             self.blocks_per_s += _AVERAGE_WEIGHT * (copied_per_s - self.blocks_per_s)
-
-
-def _transfer_id(key: tuple[str, int]) -> str:
-    return f"{key[0]}/{key[1]}"

@@ -96,6 +96,7 @@ class Inbox:
                     self._obey(control, self._codec.from_manager.decode(control.recv()))
                 if letters in ready:
                     letter = from_frames(letters.recv_multipart())
+                    self._core.llumlet.foresee(letter)
                     self._core.on_engine_thread(partial(self._core.llumlet.hear, letter))
                 for index, socket in inputs.items():
                     if socket in ready:

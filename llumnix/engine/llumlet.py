@@ -16,7 +16,7 @@ from llumnix.core.events import CommandRefused
 from llumnix.core.handover import actions as act
 from llumnix.core.handover import events as ev
 from llumnix.core.handover.host import Handovers
-from llumnix.core.handover.messages import Moved, Notice
+from llumnix.core.handover.messages import Moved, Notice, Stage
 from llumnix.core.handover.settings import HandoverSettings
 from llumnix.core.load import InstanceReport
 from llumnix.engine.arrivals import Arrivals
@@ -70,8 +70,10 @@ class Llumlet:
         values = tuple((name, str(getattr(names, name))) for name in names.__struct_fields__)
         self._handovers = Handovers(uid, values, port.block_size, settings)
         self._departures = Departures(uid, port, clock, self._tell, send)
-        self._arrivals = Arrivals(port.target, port.block_size, clock, on_engine_thread, self._tell)
         self._copies = Copies(port.source, transports, clock, on_engine_thread, self._tell)
+        self._arrivals = Arrivals(
+            port.target, port.block_size, clock, on_engine_thread, self._tell, self._copies.early
+        )
         self._addresses: dict[int, PeerAddress] = {}
         self._aborted: list[str] = []
         self._refused: dict[str, tuple[float, str]] = {}
@@ -133,6 +135,11 @@ class Llumlet:
 
     def priority_changed(self, request_id: str, priority: int) -> None:
         self._tell(ev.PriorityChanged(request_id, priority))
+
+    def foresee(self, letter: Letter) -> None:
+        """Begin to receive what a letter announces that `hear` is yet to be given; any thread."""
+        if isinstance(letter.message, Stage) and self._copies.early is not None:
+            self._copies.early.begin(letter.message, letter.address.transport)
 
     def hear(self, letter: Letter) -> None:
         """A peer's message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -60,6 +61,7 @@ class TransportSet:
     def __init__(self, blocks: KVBlocks, backend: Backend, host: str, *, one_node: bool) -> None:
         """`host`: the address to listen at; `one_node`: no instance can be on another machine."""
         self._backend = backend
+        self._blocks = blocks
         facts = local_facts(blocks)
         self._endpoints: dict[str, Endpoint] = {
             name: open_endpoint(name, blocks, default_settings(name, host))
@@ -80,12 +82,23 @@ class TransportSet:
         self._endpoint_of[transfer_id] = endpoint
         return channel.send(transfer_id, block_ids, on_done)
 
-    def receive(self, peer: bytes, transfer_id: str, block_ids: Sequence[int], on_done: OnDone) -> Transfer:
+    def fence(self) -> Any:
+        """See KVBlocks.fence."""
+        return self._blocks.fence()
+
+    def receive(
+        self,
+        peer: bytes,
+        transfer_id: str,
+        block_ids: Sequence[int],
+        on_done: OnDone,
+        fence: Any = None,
+    ) -> Transfer:
         """See Endpoint.receive; raises TransportError too if no transport works for the pair."""
         name = choose(self._backend, _decode(peer).facts, self._own.facts).transport
         endpoint = self._endpoint(name)
         self._endpoint_of[transfer_id] = endpoint
-        return endpoint.receive(transfer_id, block_ids, on_done)
+        return endpoint.receive(transfer_id, block_ids, on_done, fence)
 
     def cancel(self, transfer: Transfer) -> None:
         """See Endpoint.cancel."""

@@ -6,6 +6,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llumnix.errors import LlumnixError
 
@@ -114,9 +115,12 @@ class Endpoint(ABC):
         """A channel to a peer; all to one peer share one connection. Raises TransportError if unusable."""
 
     @abstractmethod
-    def receive(self, transfer_id: str, block_ids: Sequence[int], on_done: OnDone) -> Transfer:
+    def receive(
+        self, transfer_id: str, block_ids: Sequence[int], on_done: OnDone, fence: Any = None
+    ) -> Transfer:
         """Expects a transfer of this id, to be written into these blocks; returns at once.
 
+        On GPU the copy comes after what `fence` (KVBlocks.fence) marks, or else as `send`'s does.
         Fails after `offer_timeout_s` without a sender. Raises TransportError for bad block ids, an id that
         is already expected, or a closed endpoint.
         """

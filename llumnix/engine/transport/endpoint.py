@@ -84,10 +84,13 @@ class BlockEndpoint(Endpoint):
             self._check_open()
         return _PeerChannel(self, peer)
 
-    def receive(self, transfer_id: str, block_ids: Sequence[int], on_done: OnDone) -> Transfer:
+    def receive(
+        self, transfer_id: str, block_ids: Sequence[int], on_done: OnDone, fence: Any = None
+    ) -> Transfer:
         """See Endpoint."""
         self._blocks.check_ids(block_ids)
-        fence = self._blocks.fence()
+        if fence is None:
+            fence = self._blocks.fence()
         with self._lock:
             transfer = self._new(transfer_id, block_ids, on_done, fence, self._receiving)
             self._expected[transfer_id] = (transfer, time.monotonic() + self._settings.offer_timeout_s)

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from llumnix.core.handover.actions import Reserve
+from llumnix.core.handover.actions import Adopt, Reserve
 from llumnix.core.handover.epochs import Epoch
-from llumnix.core.handover.events import Event, Reserved, ReserveFailed
-from llumnix.core.handover.messages import Prepare
+from llumnix.core.handover.events import AdoptFailed, Event, Reserved, ReserveFailed
+from llumnix.core.handover.messages import Commit, Prepare, Stage
 from llumnix.engine.arrivals import Arrivals
+from llumnix.engine.early_receives import EarlyReceives
 from llumnix.engine.migration.state import PrepareInfo, encode
+from llumnix.engine.transport import KVBlocks
+from llumnix.engine.transport_set import TransportSet
 from tests.engine.migration.lab import BLOCK_SIZE, Lab, prompt, sampling
 from tests.engine.migration.test_exact import KINDS
 
@@ -27,27 +30,33 @@ class Turns:
     told: list[Event] = field(default_factory=list)
     asked: queue.Queue[Callable[[], object]] = field(default_factory=queue.Queue)
 
-    def answer(self, lab: Lab, info: PrepareInfo) -> tuple[Event, Arrivals]:
-        arrivals = Arrivals(lab.port.target, BLOCK_SIZE, time.monotonic, self.asked.put, self.told.append)
-        prepare = Prepare(
-            migration="m",
-            request_id="a",
-            epoch=Epoch(0, 1),
-            owner=0,
-            priority=0,
-            adapter="",
-            num_tokens=info.num_computed_tokens,
-            num_blocks=6,
-            block_hashes=(),
-            output_tokens=tuple(info.output_token_ids),
-            fingerprint=(),
-            request=msgspec.msgpack.encode(encode(info)),
-        )
-        arrivals.reserve(Reserve(prepare))
+    def answer(
+        self, lab: Lab, info: PrepareInfo, early: EarlyReceives | None = None
+    ) -> tuple[Event, Arrivals]:
+        target = lab.port.target
+        arrivals = Arrivals(target, BLOCK_SIZE, time.monotonic, self.asked.put, self.told.append, early)
+        arrivals.reserve(Reserve(prepare_of(info)))
         while not self.told:
             self.asked.get(timeout=60)()
         [event] = self.told
         return event, arrivals
+
+
+def prepare_of(info: PrepareInfo) -> Prepare:
+    return Prepare(
+        migration="m",
+        request_id="a",
+        epoch=Epoch(0, 1),
+        owner=0,
+        priority=0,
+        adapter="",
+        num_tokens=info.num_computed_tokens,
+        num_blocks=6,
+        block_hashes=(),
+        output_tokens=tuple(info.output_token_ids),
+        fingerprint=(),
+        request=msgspec.msgpack.encode(encode(info)),
+    )
 
 
 def identity(lab: Lab, kind: str) -> PrepareInfo:
@@ -81,3 +90,24 @@ def test_a_grammar_that_rejects_the_output_refuses_and_leaves_nothing(labs: tupl
     assert len(arrivals) == 0
     assert target.port.target.reservations() == []
     assert target.port.check_integrity() == []
+
+
+def test_a_request_is_not_adopted_while_a_copy_that_nobody_told_of_may_write_its_blocks(
+    labs: tuple[Lab, Lab],
+) -> None:
+    source, target = labs
+    views = target.port.kv_views()
+    transports = TransportSet(KVBlocks(views, views[0].shape[0]), "shm", "127.0.0.1", one_node=True)
+    turns = Turns()
+    early = EarlyReceives(transports, turns.asked.put, lambda *_: None)
+    info = identity(source, "greedy")
+    _, arrivals = turns.answer(target, info, early)
+    prepare = prepare_of(info)
+    early.begin(Stage("m", 1, 0, 1), transports.address)
+    arrivals.adopt(Adopt(prepare, Commit("m", prepare.epoch, (), 0, 0, b"")))
+    assert turns.told[-1] == AdoptFailed("m", "a copy came that the source has not told of")
+    arrivals.free("m")
+    assert len(arrivals) == 1
+    turns.asked.get(timeout=60)()
+    assert len(arrivals) == 0 and target.port.check_integrity() == []
+    transports.close()
