@@ -60,7 +60,7 @@ async def measure(client: Client, args: argparse.Namespace) -> None:
         bad, ended = await one_case(client, rng, [*beside, *late])
         wrong += bad
         ends[ended] += 1
-        if bad:
+        if bad or n % 10 == 9:
             print(f"case {n}: {bad} neighbours are wrong ({ended})", flush=True)
     for end, count in ends.most_common():
         print(f"{count:>5} x {end}")

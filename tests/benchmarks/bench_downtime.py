@@ -1,9 +1,10 @@
 """The gap between two tokens that a client sees when its request moves, by the length of the request.
 
-python -m tests.benchmarks.bench_downtime [--repeats 30] [--lengths 256 512 ...] [--mates-s 30]
+python -m tests.benchmarks.bench_downtime [--repeats 30] [--lengths 256 512 ...] [--parts decoding ...]
 Beside it: the same stream's usual gaps, the gap with a blocking copy (everything after the request has
 stopped) and the time to recompute it (to the first token of a fresh prompt of that length), all under the
 same load; apart, with prefills going on at the target; and how one migration per second slows the batch.
+"after" is the stream's usual gap once it has moved: at a target that prefills, every step takes that long.
 Bars: the gap is at most the usual one + max(2 decode steps, 20 ms); batch-mates lose at most 5 %.
 """
 
@@ -24,8 +25,9 @@ LENGTHS = [256, 512, 1024, 2048, 4096, 7500]
 NUM_MATES = 4
 """Streams that run beside the one that moves, on both instances together."""
 MAX_LEN = 8192
-BEFORE, AFTER = 60, 20
+BEFORE, AFTER = 60, 6
 """Tokens that are watched before the move, and after it."""
+PARTS = ["decoding", "prefilling", "mates", "alternatives"]
 BLOCKING = {"last_stage_blocks": 1_000_000}
 
 
@@ -38,6 +40,7 @@ class Gaps:
     downtime: list[float] = field(default_factory=list)
     """As the source measured it, from freeze to ACCEPTED."""
     recompute: list[float] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
 
     def bar_ms(self) -> float:
         usual = statistics.median(self.usual)
@@ -61,6 +64,7 @@ async def sample(client: Client, num_tokens: int, rng: random.Random, gaps: Gaps
     gaps.usual.append(statistics.median(stream.gaps_ms(stream.at[5], asked)))
     gaps.handover.append(max(stream.gaps_ms(asked, migration["ended_at"] + 0.02)))
     gaps.downtime.append(migration["downtime_ms"])
+    gaps.after.append(statistics.median(stream.gaps_ms()[-AFTER + 1 :]))
 
 
 async def samples(client: Client, num_tokens: int, count: int, rng: random.Random) -> Gaps:
@@ -120,19 +124,21 @@ async def prefills(client: Client, rng: random.Random) -> AsyncIterator[None]:
 def row(num_tokens: int, gaps: Gaps) -> str:
     handover, usual = statistics.median(gaps.handover), statistics.median(gaps.usual)
     worst = sorted(gaps.handover)[int(0.9 * (len(gaps.handover) - 1))]
-    at_source, bar = statistics.median(gaps.downtime), gaps.bar_ms()
+    at_source, after = statistics.median(gaps.downtime), statistics.median(gaps.after)
+    bar = gaps.bar_ms()
     return (
         f"{num_tokens:>7}{len(gaps.handover):>5}{usual:>9.1f}{handover:>10.1f}{worst:>8.1f}"
-        f"{at_source:>10.1f}{bar:>8.1f}  {verdict(handover <= bar)}"
+        f"{at_source:>10.1f}{after:>8.1f}{bar:>8.1f}  {verdict(handover <= bar)}"
     )
 
 
 HEADINGS = (
-    f"{'tokens':>7}{'n':>5}{'usual':>9}{'handover':>10}{'p90':>8}{'at source':>10}{'bar':>8}  (ms, medians)"
+    f"{'tokens':>7}{'n':>5}{'usual':>9}{'handover':>10}{'p90':>8}{'at source':>10}{'after':>8}{'bar':>8}"
+    "  (ms, medians)"
 )
 
 
-async def migrating(client: Client, args: argparse.Namespace) -> dict[int, Gaps]:
+async def decoding(client: Client, args: argparse.Namespace) -> dict[int, Gaps]:
     rng = random.Random(args.seed)
     result = {}
     async with mates(client, rng):
@@ -140,11 +146,15 @@ async def migrating(client: Client, args: argparse.Namespace) -> dict[int, Gaps]
         for num_tokens in args.lengths:
             result[num_tokens] = await samples(client, num_tokens, args.repeats, rng)
             print(row(num_tokens, result[num_tokens]), flush=True)
+    return result
+
+
+async def prefilling(client: Client, args: argparse.Namespace) -> None:
+    rng = random.Random(args.seed)
     async with mates(client, rng, 2), prefills(client, rng):
         print(f"target prefilling\n{HEADINGS}")
         for num_tokens in args.lengths[-3:]:
             print(row(num_tokens, await samples(client, num_tokens, args.repeats, rng)), flush=True)
-    return result
 
 
 async def slow_down(client: Client, args: argparse.Namespace) -> None:
@@ -193,17 +203,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30, help="samples of each length")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--mates-s", type=float, default=60.0, help="length of the slow-down's two halves")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     live: dict[int, Gaps] = {}
 
     async def first(client: Client) -> None:
-        live.update(await migrating(client, args))
-        await slow_down(client, args)
+        if {"decoding", "alternatives"} & set(args.parts):
+            live.update(await decoding(client, args))
+        if "prefilling" in args.parts:
+            await prefilling(client, args)
+        if "mates" in args.parts:
+            await slow_down(client, args)
 
     on_cluster(first, 2)
-    on_cluster(lambda client: blocking(client, args, live), 2, migration=BLOCKING)
+    if "alternatives" in args.parts:
+        on_cluster(lambda client: blocking(client, args, live), 2, migration=BLOCKING)
 
 
 if __name__ == "__main__":
