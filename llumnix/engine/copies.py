@@ -9,10 +9,9 @@ from typing import Protocol
 
 from llumnix.core.handover import actions as act
 from llumnix.core.handover import events as ev
-from llumnix.engine.early_receives import CopyKey, EarlyReceives, transfer_id
+from llumnix.engine.early_receives import CopyKey, EarlyReceives, EarlyTransports, transfer_id
 from llumnix.engine.migration.export import Source
 from llumnix.engine.transport import OnDone, Outcome, OutcomeKind, Transfer, TransportError
-from llumnix.engine.transport_set import TransportSet
 
 _AVERAGE_WEIGHT = 0.2
 
@@ -80,7 +79,7 @@ class Copies:
     _open: dict[CopyKey, _Copy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.transports, TransportSet):
+        if isinstance(self.transports, EarlyTransports):
             self.early = EarlyReceives(self.transports, self.on_engine_thread, self._ended)
 
     def __bool__(self) -> bool:

@@ -10,14 +10,30 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from llumnix.core.handover.messages import Stage
-from llumnix.engine.transport import Outcome, Transfer, TransportError
-from llumnix.engine.transport_set import TransportSet
+from llumnix.engine.transport import OnDone, Outcome, Transfer, TransportError
 
 CopyKey = tuple[str, int]
 """A migration and the number of its copy."""
+
+
+@runtime_checkable
+class EarlyTransports(Protocol):
+    """BlockTransports (engine.copies) of which any thread may call these."""
+
+    def fence(self) -> Any:
+        """Marks what the calling thread's device was given so far (KVBlocks.fence)."""
+
+    def receive(
+        self, peer: bytes, transfer_id: str, block_ids: Sequence[int], on_done: OnDone, fence: Any = None
+    ) -> Transfer:
+        """Nothing is written before what `fence` marks is done."""
+
+    def cancel(self, transfer: Transfer) -> None: ...
+
+    def ended(self, transfer_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +68,7 @@ class EarlyReceives:
     Invariant: a transfer that began here is either taken over (`take`), or keeps its reservation (`close`).
     """
 
-    transports: TransportSet
+    transports: EarlyTransports
     on_engine_thread: Callable[[Callable[[], object]], None]
     on_end: Callable[[CopyKey, Outcome], None]
     """Told, on the engine thread, of the end of what was taken over."""

@@ -68,7 +68,17 @@ class FaultyLink(Link):
         self._strike("send")
         return super().send(peer, transfer_id, block_ids, on_done)
 
-    def receive(self, peer: bytes, transfer_id: str, block_ids: Sequence[int], on_done: OnDone) -> Transfer:
+    def fence(self) -> None:
+        """With this, copies begin early (engine.early_receives)."""
+
+    def receive(
+        self,
+        peer: bytes,
+        transfer_id: str,
+        block_ids: Sequence[int],
+        on_done: OnDone,
+        fence: object = None,
+    ) -> Transfer:
         self._strike("receive")
         return super().receive(peer, transfer_id, block_ids, on_done)
 
@@ -185,6 +195,7 @@ class World:
     def _hear(self, uid: int, letter: Letter) -> None:
         instance = self.instances.get(uid)
         if instance is not None and letter.peer in self.instances:
+            instance.llumlet.foresee(letter)
             instance.post(lambda: instance.llumlet.hear(letter))
 
     # ---- faults -----------------------------------------------------------------------------------------
