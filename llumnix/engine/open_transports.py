@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from typing import Any
 
 from llumnix.engine.migration.port import MigrationPort
 from llumnix.engine.migration.rank_transport import RankTransportOptions
-from llumnix.engine.rank_transports import RankTransports
+from llumnix.engine.rank_transports import RankTransports, tell_ranks
 from llumnix.engine.simulated.executor import SimulatedExecutor
 from llumnix.engine.simulated.timed_transports import TimedTransports
 from llumnix.engine.transport import KVBlocks
@@ -31,4 +32,8 @@ def open_transports(
         return NoTransports()
     news = f"ipc://{tempfile.gettempdir()}/ranks{engine.uid}"  # of this node; the workers inherit it
     options = RankTransportOptions(backend, host, one_node, news)
-    return RankTransports(engine.model_executor.collective_rpc, parallel.world_size, options)
+    executor = engine.model_executor
+    tell = partial(tell_ranks, executor)
+    return RankTransports(
+        executor.collective_rpc, tell, parallel.world_size, options, engine.on_engine_thread
+    )

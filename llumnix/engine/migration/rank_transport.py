@@ -1,18 +1,22 @@
-"""One rank's transports, in the worker's process: begun by the engine's calls, told of by a socket to it."""
+"""One rank's transports, in the worker's process: under the engine's orders, told of by a socket to it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 import torch
 import zmq
 
-from llumnix.engine.transport import KVBlocks, Outcome, Transfer, TransportError
+from llumnix.engine.transport import KVBlocks, Outcome, OutcomeKind, Transfer, TransportError
 from llumnix.engine.transport.choice import Backend
 from llumnix.engine.transport_set import TransportSet
+from llumnix.log import get_logger
+
+logger = get_logger(__name__)
+
+Way = Literal["send", "receive"]
 
 
 class RankTransportOptions(msgspec.Struct, frozen=True):
@@ -25,7 +29,44 @@ class RankTransportOptions(msgspec.Struct, frozen=True):
     """ZMQ address in the engine's process, for RankNews."""
 
 
-class RankNews(msgspec.Struct, frozen=True, array_like=True):
+class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Send or receive blocks; RankNews follows in any case. `peer`: the addresses of all ranks over there."""
+
+    way: Way
+    peer: list[bytes]
+    transfer_id: str
+    block_ids: list[int]
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """See BlockTransports.cancel."""
+
+    transfer_id: str
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """See BlockTransports.ended."""
+
+    transfer_id: str
+
+
+class PeerGone(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """See BlockTransports.peer_gone."""
+
+    peer: list[bytes]
+
+
+Order = Begin | Cancel | Ended | PeerGone
+_decode_orders = msgspec.msgpack.Decoder(list[Order]).decode
+
+
+class OrdersTaken(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A rank has done what it was told together; what it has begun goes on."""
+
+    rank: int
+
+
+class RankNews(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A transfer ended at one rank; fields of Outcome."""
 
     rank: int
@@ -52,32 +93,39 @@ class RankTransport:
     def address(self) -> bytes:
         return self._transports.address
 
-    def begin(
-        self, way: Literal["send", "receive"], peer: bytes, transfer_id: str, block_ids: Sequence[int]
-    ) -> str:
-        """See BlockTransports; why it could not begin, or nothing."""
-        start = self._transports.send if way == "send" else self._transports.receive
+    def take(self, orders: bytes) -> None:
+        """Do what the engine asks, in its order (list of Order)."""
+        for order in _decode_orders(orders):
+            match order:
+                case Begin():
+                    self._begin(order)
+                case Cancel(transfer_id):
+                    if (transfer := self._transfers.get(transfer_id)) is not None:
+                        self._transports.cancel(transfer)
+                case Ended(transfer_id):
+                    self._transfers.pop(transfer_id, None)
+                    self._transports.ended(transfer_id)
+                case PeerGone(peer):
+                    self._transports.peer_gone(peer[self._rank])
+        self._send(OrdersTaken(self._rank))
+
+    def _begin(self, begin: Begin) -> None:
+        peer, transfer_id = begin.peer[self._rank], begin.transfer_id
+        start = self._transports.send if begin.way == "send" else self._transports.receive
         try:
-            self._transfers[transfer_id] = start(peer, transfer_id, block_ids, self._tell)
+            self._transfers[transfer_id] = start(peer, transfer_id, begin.block_ids, self._tell)
         except TransportError as error:
-            return str(error)
-        return ""
-
-    def cancel(self, transfer_id: str) -> None:
-        transfer = self._transfers.get(transfer_id)
-        if transfer is not None:
-            self._transports.cancel(transfer)
-
-    def ended(self, transfer_id: str) -> None:
-        self._transfers.pop(transfer_id, None)
-        self._transports.ended(transfer_id)
-
-    def peer_gone(self, peer: bytes) -> None:
-        self._transports.peer_gone(peer)
+            self._send(RankNews(self._rank, transfer_id, OutcomeKind.FAILED.value, str(error), 0))
+        except Exception as error:  # the engine must hear of an end; nothing has begun
+            logger.exception("transfer %s cannot begin", transfer_id)
+            self._send(RankNews(self._rank, transfer_id, OutcomeKind.FAILED.value, repr(error), 0))
 
     def _tell(self, transfer: Transfer, outcome: Outcome) -> None:
         news = RankNews(
             self._rank, transfer.transfer_id, outcome.kind.value, outcome.reason, outcome.num_bytes
         )
+        self._send(news)
+
+    def _send(self, news: RankNews | OrdersTaken) -> None:
         with self._lock:
             self._news.send(msgspec.msgpack.encode(news))

@@ -59,21 +59,9 @@ class MigrationWorker:
         address: bytes = self.llumnix_transport.address
         return address
 
-    def llumnix_begin_transfer(
-        self: Any, way: str, peer: list[bytes], transfer_id: str, block_ids: list[int]
-    ) -> str:
-        """See RankTransport.begin; `peer` are the addresses of all ranks of the other side."""
-        error: str = self.llumnix_transport.begin(way, peer[self.rank], transfer_id, block_ids)
-        return error
-
-    def llumnix_cancel_transfer(self: Any, transfer_id: str) -> None:
-        self.llumnix_transport.cancel(transfer_id)
-
-    def llumnix_transfer_ended(self: Any, transfer_id: str) -> None:
-        self.llumnix_transport.ended(transfer_id)
-
-    def llumnix_peer_gone(self: Any, peer: list[bytes]) -> None:
-        self.llumnix_transport.peer_gone(peer[self.rank])
+    def llumnix_transport_orders(self: Any, orders: bytes) -> None:
+        """See RankTransport.take; no answer is waited for."""
+        self.llumnix_transport.take(orders)
 
 
 def _runner(worker: Any) -> Any:

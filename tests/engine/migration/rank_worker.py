@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,3 +30,12 @@ class RankWorker(MigrationWorker):
         for view, data in zip(self.llumnix_kv_views(), layers_of_ranks[self.rank], strict=True):
             values = torch.frombuffer(bytearray(data), dtype=view.dtype)
             view[blocks] = values.view(len(blocks), *view.shape[1:])
+
+    def llumnix_test_stay_until(self: Any, path: str, limit_s: float) -> bool:
+        """Be busy, as with a long step, until the file is there; False if it took longer than the limit."""
+        deadline = time.monotonic() + limit_s
+        while not Path(path).exists():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from llumnix.engine.migration.rank_transport import RankTransportOptions
 from llumnix.engine.migration.state import WorkerState
+from llumnix.engine.rank_transports import RankTransports, tell_ranks
+from llumnix.engine.transport import OutcomeKind
 from tests.engine.migration.conftest import PairBuilder
 from tests.engine.migration.lab import Lab, disable_envs_cache, prompt, sampling
 from tests.engine.migration.move import Move
@@ -62,3 +69,42 @@ def test_fingerprints_tell_of_every_rank(rank_labs: tuple[Lab, Lab], labs: tuple
     assert mine.difference(labs[0].port.fingerprint()) is not None
     with pytest.raises(ValueError, match="with the mp executor the KV cache is not in this process"):
         rank_labs[0].port.kv_views()
+
+
+def test_the_engine_thread_waits_for_no_copy_of_a_rank(rank_labs: tuple[Lab, Lab], tmp_path: Path) -> None:
+    """Copies are asked for while the ranks are busy with a call that ends only once that has been done."""
+    engine_thread = ThreadPoolExecutor(1)
+    source, target = (
+        RankTransports(
+            lab.engine.model_executor.collective_rpc,
+            partial(tell_ranks, lab.engine.model_executor),
+            2,
+            RankTransportOptions("auto", "127.0.0.1", True, f"ipc://{tmp_path}/ranks{n}"),
+            engine_thread.submit,
+        )
+        for n, lab in enumerate(rank_labs)
+    )
+    executors = [lab.engine.model_executor for lab in rank_labs]
+    blocks = list(range(1, 13))
+    before = executors[0].collective_rpc("llumnix_test_read", args=(blocks,))
+    asked = tmp_path / "asked"
+    busy = [
+        e.collective_rpc("llumnix_test_stay_until", args=(str(asked), 60), non_block=True) for e in executors
+    ]
+    outcomes: queue.Queue[OutcomeKind] = queue.Queue()
+
+    def ask() -> None:
+        for block in blocks:
+            name = str(block)
+            source.send(target.address, name, [block], lambda _, end: outcomes.put(end.kind))
+            target.receive(source.address, name, [block], lambda _, end: outcomes.put(end.kind))
+        source.cancel(source.send(target.address, "cancelled", [1], lambda _, end: outcomes.put(end.kind)))
+        target.peer_gone(b"\x92\xc4\x00\xc4\x00")  # of two ranks, unknown
+
+    engine_thread.submit(ask).result()
+    asked.touch()
+    ends = [outcomes.get(timeout=60) for _ in range(2 * len(blocks) + 1)]
+    assert sorted(end.value for end in ends) == ["cancelled"] + ["done"] * 2 * len(blocks)
+    # vLLM's own answers still come in their turn.
+    assert [future.result() for future in busy] == [[True, True]] * 2
+    assert executors[1].collective_rpc("llumnix_test_read", args=(blocks,)) == before
