@@ -330,6 +330,8 @@ class Move(msgspec.Struct, frozen=True, tag=True):
     target: int
     address: PeerAddress
     reason: str
+    then: tuple[str, ...] = ()
+    """Requests that follow it, one after the other, if it is not refused."""
 
 
 class MoveAway(msgspec.Struct, frozen=True, tag=True):

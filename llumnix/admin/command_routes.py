@@ -22,6 +22,7 @@ from llumnix.admin.schema import (
     Instance,
     InstancesAdded,
     MigrateOptions,
+    MigrationsBegun,
     Node,
     Request,
     RequestPatch,
@@ -165,10 +166,12 @@ async def abort_request(around: Around, actor: Actor, request_id: TargetId) -> A
 @commands.post("/requests/{request_id}/migrate", status_code=202)
 async def migrate_request(
     around: Around, actor: Actor, request_id: TargetId, body: MigrateOptions | None = None
-) -> Accepted:
-    """Move a request live; the id is the migration's. 409 tells why it cannot be moved."""
+) -> MigrationsBegun:
+    """Move a request live, all its children one by one; the id is the (first) migration's.
+
+    409 tells why none of it can be moved.
+    """
     options = body or MigrateOptions()
     action = Action("migrate", actor, f"request/{request_id}", options.model_dump())
     migrate = around.control.migrate(request_id, options.to, actor)
-    migration_id = await audited(around.journal, action, migrate)
-    return Accepted(id=migration_id)
+    return await audited(around.journal, action, migrate)

@@ -8,6 +8,7 @@ from llumnix.admin.schema import (
     DrainOptions,
     Instance,
     Migration,
+    MigrationsBegun,
     Node,
     Request,
     TargetKind,
@@ -102,6 +103,6 @@ class ClusterControl(Protocol):
         """Abort a request, all of its children, through the API server that owns it."""
         ...
 
-    async def migrate(self, request_id: str, to: str | None, actor: str) -> str:
-        """Begin to move a request; returns the migration's id. May raise MigrationUnavailableError."""
+    async def migrate(self, request_id: str, to: str | None, actor: str) -> MigrationsBegun:
+        """Begin to move a request, its children one by one. May raise MigrationUnavailableError."""
         ...

@@ -441,6 +441,18 @@ class Accepted(Answer):
     id: str
 
 
+class MigrationsBegun(Accepted):
+    """What has begun; `id` is the first migration. The n children of a request leave an instance one by one.
+
+    `migrations`: the first one from each instance. `following`: requests that leave after these, each as soon
+    as it can; /v1/migrations shows them from then on. `refused`: requests that stay, and why.
+    """
+
+    migrations: tuple[str, ...]
+    following: tuple[str, ...] = ()
+    refused: dict[str, str] = {}
+
+
 class InstancesAdded(Answer):
     """The ids of the instances that are being started."""
 

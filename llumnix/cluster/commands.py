@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from llumnix.cluster.control_socket import ControlSocket
@@ -47,12 +47,18 @@ class Commands:
         )
 
     async def migrate(
-        self, source: int, request_id: str, target: int, address: PeerAddress, reason: str
+        self,
+        source: int,
+        request_id: str,
+        target: int,
+        address: PeerAddress,
+        reason: str,
+        then: Sequence[str],
     ) -> str:
-        """Begin to move a request to the target at `address`; the migration's id."""
+        """Begin to move a request to the target at `address`, `then` others; the first migration's id."""
         return await self._ask(
             lambda command_id: self._socket.tell_instance(
-                source, Move(command_id, request_id, target, address, reason)
+                source, Move(command_id, request_id, target, address, reason, tuple(then))
             )
         )
 

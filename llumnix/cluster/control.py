@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TypeVar
 
 from llumnix.admin import schema
@@ -110,27 +110,51 @@ class LiveControl(ClusterViews):
 
         await self._carry_out(request_id, abort)
 
-    async def migrate(self, request_id: str, to: str | None, actor: str) -> str:
-        async def move(found: Found) -> str:
-            source, row = found[0]
-            if source == HELD:
-                raise RefusedError(f"api{row.api_server} holds the request until an instance has room for it")
-            target = self._choose_target(source) if to is None else self._view(to)
+    async def migrate(self, request_id: str, to: str | None, actor: str) -> schema.MigrationsBegun:
+        async def move(found: Found) -> schema.MigrationsBegun:
+            sources = {uid for uid, _ in found if uid != HELD}
+            if not sources:
+                raise RefusedError(_held_by(found[0][1]))
+            target = self._choose_target(sources) if to is None else self._view(to)
             if target.state is not InstanceState.RUNNING:
                 raise RefusedError(f"instance {target.instance} is {target.state}: it takes no requests")
-            return await self._manager.migrate(
-                source, row.request_id, target.uid, f"asked for by operator {actor}"
-            )
+            return await self._begin_moves(found, target.uid, f"asked for by operator {actor}")
 
+        if request_id not in {internal_id(row.request_id) for _, row in self._find(request_id)}:
+            await self._manager.ask_for_rows()  # or children that have just come would stay
         return await self._carry_out(request_id, move)
 
-    def _choose_target(self, source: int) -> InstanceView:
-        """The freest other instance that takes requests."""
+    async def _begin_moves(self, found: Found, target: int, why: str) -> schema.MigrationsBegun:
+        """Of each instance's rows one by one; raises RefusedError where none begins."""
+        refused = {internal_id(row.request_id): _held_by(row) for uid, row in found if uid == HELD}
+        begun: list[str] = []
+        following: list[str] = []
+        for source, rows in _by_instance(found).items():
+            while rows:
+                first = rows.pop(0)
+                try:
+                    begun.append(await self._manager.migrate(source, first, target, why, rows))
+                except RefusedError as refusal:
+                    refused[internal_id(first)] = str(refusal)
+                    continue
+                following += map(internal_id, rows)
+                break
+        if not begun:
+            raise RefusedError(next(reversed(refused.values())))
+        return schema.MigrationsBegun(
+            id=begun[0], migrations=tuple(begun), following=tuple(following), refused=refused
+        )
+
+    def _choose_target(self, sources: Collection[int]) -> InstanceView:
+        """The freest instance that takes requests: one without any of these, if there is one."""
         views = self._manager.scheduler.instances()
-        able = [v for v in views if v.state is InstanceState.RUNNING and v.uid != source]
-        if not able:
+        able = [v for v in views if v.state is InstanceState.RUNNING]
+        others = [v for v in able if v.uid not in sources]
+        if not others and len(sources) > 1:
+            others = [v for v in able if v.uid in sources]
+        if not others:
             raise RefusedError("no other instance takes requests")
-        return max(able, key=lambda view: view.freeness or 0.0)
+        return max(others, key=lambda view: view.freeness or 0.0)
 
     def _view(self, instance: str) -> InstanceView:
         try:
@@ -187,6 +211,19 @@ class LiveControl(ClusterViews):
             raise UnknownTargetError(str(unknown)) from None
         except CommandRefused as refused:
             raise RefusedError(str(refused)) from None
+
+
+def _by_instance(found: Found) -> dict[int, list[str]]:
+    """Engine-side ids by the instance that has them; without those that none has."""
+    places: dict[int, list[str]] = {}
+    for uid, row in found:
+        if uid != HELD:
+            places.setdefault(uid, []).append(row.request_id)
+    return places
+
+
+def _held_by(row: RequestRow) -> str:
+    return f"api{row.api_server} holds the request until an instance has room for it"
 
 
 def _places(found: Found) -> set[tuple[int, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
@@ -370,10 +370,15 @@ class ClusterManager:
 
     # ---- questions --------------------------------------------------------------------------------------
 
-    async def migrate(self, source: int, request_id: str, target: int, reason: str) -> str:
-        """Begin to move a request; the migration's id. Raises RefusedError with the source's reason."""
+    async def migrate(
+        self, source: int, request_id: str, target: int, reason: str, then: Sequence[str] = ()
+    ) -> str:
+        """Begin to move a request, `then` others of that instance one by one; the migration's id.
+
+        Raises RefusedError with the source's reason.
+        """
         address = self._engines[target].address
-        return await self.commands.migrate(source, request_id, target, address, reason)
+        return await self.commands.migrate(source, request_id, target, address, reason, then)
 
     async def ask_for_rows(self) -> None:
         """Have `rows` and `held` as of now; who does not answer soon keeps its last ones."""

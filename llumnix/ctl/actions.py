@@ -1,5 +1,6 @@
 """The commands that change something."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -103,10 +104,18 @@ def migrate(
     to: Annotated[str | None, typer.Option(help="The instance; the scheduler's choice by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Begin to move a request live."""
+    """Begin to move a request live; all of its n children, one by one."""
     path = path_of("requests", request, "migrate")
     answer = session_of(context).api.command("POST", path, {"to": to})
-    _done(f"migration {answer['id']} is under way", answer, as_json=as_json)
+    _done("\n".join(_begun(answer)), answer, as_json=as_json)
+
+
+def _begun(answer: dict[str, Any]) -> Iterator[str]:
+    """What the answer to `migrate` says, a line each."""
+    yield from (f"migration {migration} is under way" for migration in answer["migrations"])
+    if answer["following"]:
+        yield f"then {', '.join(answer['following'])}"
+    yield from (f"{request} stays: {why}" for request, why in answer["refused"].items())
 
 
 def abort(context: typer.Context, request: RequestArgument, as_json: Json = False) -> None:

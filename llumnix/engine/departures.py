@@ -80,6 +80,10 @@ class Departures:
         """It was refused before it began."""
         del self._leaving[migration]
 
+    def refused(self, leaving: Leaving, why: str) -> None:
+        """It was asked for a while ago and cannot begin: whoever looks for it finds the reason."""
+        self._publish(leaving, "aborted", why)
+
     def announce(self, migration: str) -> None:
         """PREPARE is on its way."""
         leaving = self._leaving.get(migration)

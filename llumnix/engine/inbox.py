@@ -207,6 +207,7 @@ class Inbox:
             )
         except RefusedError as error:
             return Done(command.command_id, str(error))
+        self._core.llumlet.move_in_turn(command)
         return Done(command.command_id, result=migration)
 
     def _tell_requests(self, command: TellRequests) -> Done:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import assert_never
+
+import msgspec
 
 from llumnix.core.events import CommandRefused
 from llumnix.core.handover import actions as act
@@ -28,7 +30,7 @@ from llumnix.engine.peers import Letter
 from llumnix.engine.scheduler_view import MovesUnderWay
 from llumnix.errors import RefusedError, UnknownTargetError
 from llumnix.log import get_logger
-from llumnix.wire import MoveAway, NoticeFrom, PeerAddress
+from llumnix.wire import Move, MoveAway, NoticeFrom, PeerAddress
 
 logger = get_logger(__name__)
 
@@ -79,6 +81,8 @@ class Llumlet:
         self._refused: dict[str, tuple[float, str]] = {}
         """By request, when and why it was last not to leave; kept for as long as it is told."""
         self._errand: Errand | None = None
+        self._in_turn: deque[Move] = deque()
+        """What an operator wants moved as well, once earlier ones have left."""
         if transports.refusal is not None:
             self.close(transports.refusal)
 
@@ -104,6 +108,23 @@ class Llumlet:
             raise RefusedError(str(error)) from None
         self._departures.announce(migration)
         return migration
+
+    def move_in_turn(self, first: Move) -> None:
+        """Have those that follow a request leave too, each as soon as its migration can begin."""
+        self._in_turn += [msgspec.structs.replace(first, request_id=r, then=()) for r in first.then]
+        self._move_next()
+
+    def _move_next(self) -> None:
+        while self._in_turn and not self._handovers.is_full:
+            order = self._in_turn.popleft()
+            if not self._port.num_tokens(order.request_id):
+                continue  # it has ended, or has left already
+            try:
+                self.move(order.request_id, order.target, order.address, order.reason)
+            except RefusedError as error:
+                migration = self._handovers.new_id()
+                leaving = Leaving(migration, order.request_id, order.target, order.reason, 0)
+                self._departures.refused(leaving, str(error))
 
     def move_away(self, order: MoveAway) -> None:
         """Take an order of the global scheduler; it replaces the former one."""
@@ -213,6 +234,7 @@ class Llumlet:
                 self._tell(ev.Pressure(num_missing))
 
     def _run_errand(self) -> None:
+        self._move_next()
         now = self._clock()
         if self._errand is not None and self._errand.is_over(now):
             self._errand = None

@@ -14,6 +14,7 @@ from llumnix.admin.schema import (
     Instance,
     Latency,
     Migration,
+    MigrationsBegun,
     Node,
     Percentiles,
     PolicyNames,
@@ -83,6 +84,7 @@ class FakeCluster:
         }
         self.request_by_id: dict[str, Request] = {}
         self.migration_list: list[Migration] = []
+        self.begun: MigrationsBegun | None = None
         self.readiness = (True, "")
         self.state: ClusterState = "serving"
         self.calls: list[tuple[Any, ...]] = []
@@ -194,9 +196,11 @@ class FakeCluster:
         for child in self._children(request_id):
             del self.request_by_id[child.id]
 
-    async def migrate(self, request_id: str, to: str | None, actor: str) -> str:
+    async def migrate(self, request_id: str, to: str | None, actor: str) -> MigrationsBegun:
         self.calls.append(("migrate", request_id, to, actor))
         self._children(request_id)
+        if self.begun is not None:
+            return self.begun
         raise MigrationUnavailableError("live migration is not built into this release")
 
     def _children(self, request_id: str) -> list[Request]:

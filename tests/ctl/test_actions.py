@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llumnix.admin.journal import Journal, JournalError
-from llumnix.admin.schema import Event
+from llumnix.admin.schema import Event, MigrationsBegun
 from llumnix.admin.tokens import read_token
 from llumnix.config import load_config
 from llumnix.ctl.api import AdminApi
@@ -313,3 +313,19 @@ def test_completion_is_offered_for_every_command() -> None:
         },
     )
     assert result.stdout.split() == ["rollout"]
+
+
+async def test_migrate_says_what_has_begun_what_follows_and_what_stays(
+    ctl: Ctl, cluster: FakeCluster
+) -> None:
+    cluster.add(make_request("r0"))
+    cluster.begun = MigrationsBegun(
+        id="m1", migrations=("m1", "m2"), following=("1_r0", "2_r0"), refused={"3_r0": "it is held"}
+    )
+    lines = (await ctl("migrate", "r0")).stderr.splitlines()
+    assert lines == [
+        "migration m1 is under way",
+        "migration m2 is under way",
+        "then 1_r0, 2_r0",
+        "3_r0 stays: it is held",
+    ]

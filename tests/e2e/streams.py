@@ -19,12 +19,13 @@ from tests.e2e.running import RESTART_S, RunningCluster, trust, wait_for
 
 
 class Stream(threading.Thread):
-    """One streamed completion of `max_tokens` tokens, read on a thread of its own."""
+    """One streamed completion of `max_tokens` tokens each of `n` children, read on a thread of its own."""
 
-    def __init__(self, cluster: RunningCluster, max_tokens: int) -> None:
+    def __init__(self, cluster: RunningCluster, max_tokens: int, n: int = 1) -> None:
         super().__init__(daemon=True)
         self._client = cluster.client(timeout=120)
         self.max_tokens = max_tokens
+        self._n = n
         self.id = ""
         self.chunks = 0
         self.tokens: int | None = None
@@ -42,6 +43,7 @@ class Stream(threading.Thread):
                 model="tiny",
                 prompt="Once upon a time",
                 max_tokens=self.max_tokens,
+                n=self._n,
                 stream=True,
                 stream_options={"include_usage": True},
                 extra_body={"ignore_eos": True},

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tests.e2e.moves import move, move_at_random
-from tests.e2e.running import RunningCluster, wait_for
+from tests.e2e.running import RunningCluster, wait_for, wait_until_idle
 from tests.e2e.streams import Stream, row_of, streams_on
 from tests.e2e.workload import answers, bodies
 
@@ -84,3 +84,28 @@ def test_blocks_that_the_target_has_are_not_sent(cluster: RunningCluster) -> Non
         back = move(cluster, streams["i0"], "i0")
         assert back["blocks_skipped"] >= 3
         assert back["blocks_sent"] <= 3
+
+
+def test_naming_a_response_moves_all_its_children_one_by_one(cluster: RunningCluster) -> None:
+    """More of them than may move at once; one child is moved back by its own id."""
+    with cluster.cordoned("i1"):
+        wait_until_idle(cluster)
+        stream = Stream(cluster, 3000, n=5)
+        wait_for(lambda: stream.id and places(cluster, stream) == ["i0"] * 5, 60, "all run on i0")
+    asked = cluster.admin("POST", f"/v1/requests/{stream.id}/migrate", json={"to": "i1"})
+    children = [row["id"] for row in cluster.requests() if row["response_id"] == stream.id]
+    assert asked["migrations"] == [asked["id"]] and asked["refused"] == {}
+    assert len(asked["following"]) == 4 and set(asked["following"]) < set(children)
+    wait_for(lambda: places(cluster, stream) == ["i1"] * 5, 60, "all are on i1")
+    moved = [m for m in cluster.migrations("committed") if m["request"] in children]
+    assert {m["id"] for m in moved} >= {asked["id"]} and {m["request"] for m in moved} == set(children)
+    alone = cluster.admin("POST", f"/v1/requests/{children[2]}/migrate", json={"to": "i0"})
+    assert alone["migrations"] == [alone["id"]] and alone["following"] == []
+    wait_for(lambda: places(cluster, stream) == ["i0"] + ["i1"] * 4, 60, "one is back on i0")
+    stream.join(120)
+    assert stream.error is None and stream.tokens == 5 * 3000
+
+
+def places(cluster: RunningCluster, stream: Stream) -> list[str]:
+    rows = [row for row in cluster.requests() if row["response_id"] == stream.id]
+    return sorted(row["instance"] or "" for row in rows)

@@ -277,6 +277,11 @@ class Handovers:
         """The migration that takes this request away, if one is under way."""
         return self._source_of.get(engine_id)
 
+    @property
+    def is_full(self) -> bool:
+        """No further migration can begin here, in either direction."""
+        return self._full() is not None
+
     def states(self) -> dict[str, str]:
         """State of every migration that is not over here."""
         return {machine.migration: str(machine.state) for machine in self._machines()}
