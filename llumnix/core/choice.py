@@ -48,6 +48,8 @@ class Hold:
     reason: str
     is_any_open: bool
     """An instance is there and will have room some time."""
+    is_any_refuge: bool = False
+    """The same for requests that have lost their instance (DispatchEntry)."""
 
 
 @dataclass(frozen=True, slots=True)

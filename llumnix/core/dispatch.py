@@ -33,6 +33,7 @@ class _Wanted:
     priority: int
     prefix: Sequence[int]
     exclude: Collection[int]
+    resumed: bool
 
 
 class Dispatcher:
@@ -70,6 +71,7 @@ class Dispatcher:
         self._removed: set[int] = set()
         self._awake: list[Outlook] = []
         self._paused: list[Outlook] = []
+        self._refuges: list[Outlook] = []
         self._num_choices = 0
         self._num_queued = 0
         self._latest = _NOMINAL
@@ -141,15 +143,19 @@ class Dispatcher:
         *,
         prefix: Sequence[int] = (),
         exclude: Collection[int] = (),
+        resumed: bool = False,
     ) -> Choice | Hold:
         """Choose among the open instances that are not in `exclude`; call `sent` once the request is sent.
 
-        `prefix` has the keys of the prompt's beginning (core.prefixes).
+        `prefix` has the keys of the prompt's beginning (core.prefixes). One that is `resumed`, as it has lost
+        its instance, goes to a refuge where no instance is open.
         """
-        wanted = _Wanted(prompt_tokens, engine_priority, prefix, exclude)
+        wanted = _Wanted(prompt_tokens, engine_priority, prefix, exclude, resumed)
         best = self._best(self._awake, wanted)
         if best is None and all(outlook.entry.uid in exclude for outlook in self._awake):
             best = self._best(self._paused, wanted)
+        if best is None and resumed and not self._is_any_open(exclude):
+            best = self._best(self._refuges, wanted)
         if best is None:
             return self._hold(wanted)
         chosen = self._with_prefix(best, wanted) if prefix and self._prefix_reach > 1 else best
@@ -160,7 +166,7 @@ class Dispatcher:
             rule=self.rule,
             score=self._score_for(chosen, engine_priority),
             best_score=self._score_for(best, engine_priority),
-            num_candidates=len(self._awake) or len(self._paused),
+            num_candidates=len(self._awake) or len(self._paused) or len(self._refuges),
             report=chosen.report if chosen.reported else None,
             num_unseen=len(chosen.unseen),
             num_cached_tokens=chosen.prefixes.num_known(prefix) * CHUNK_TOKENS,
@@ -168,13 +174,19 @@ class Dispatcher:
 
     def _hold(self, wanted: _Wanted) -> Hold:
         num_open = len(self._awake) + len(self._paused)
-        is_any_open = any(o.entry.uid not in wanted.exclude for o in chain(self._awake, self._paused))
-        what = "no instance has room" if is_any_open else "no open instance"
+        is_any_open = self._is_any_open(wanted.exclude)
+        is_any_refuge = any(o.entry.uid not in wanted.exclude for o in self._refuges)
+        may_take_it = is_any_open or (wanted.resumed and is_any_refuge)
+        what = "no instance has room" if may_take_it else "no open instance"
         return Hold(
             f"{what} for a request of {wanted.num_tokens} tokens and priority {wanted.priority}: "
             f"{len(self._outlooks)} known, {num_open} open, {len(wanted.exclude)} excluded",
             is_any_open,
+            is_any_refuge,
         )
+
+    def _is_any_open(self, exclude: Collection[int]) -> bool:
+        return any(o.entry.uid not in exclude for o in chain(self._awake, self._paused))
 
     def _best(self, candidates: list[Outlook], wanted: _Wanted) -> Outlook | None:
         if not candidates:
@@ -243,6 +255,8 @@ class Dispatcher:
         candidates = [self._outlooks[uid] for uid in sorted(self._outlooks) if self._outlooks[uid].entry.open]
         self._awake = [outlook for outlook in candidates if not outlook.report.paused]
         self._paused = [outlook for outlook in candidates if outlook.report.paused]
+        refuges = [self._outlooks[uid] for uid in sorted(self._outlooks) if self._outlooks[uid].entry.refuge]
+        self._refuges = [outlook for outlook in refuges if not outlook.report.paused] or refuges
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant does not hold."""
@@ -252,4 +266,6 @@ class Dispatcher:
         assert self._num_queued == sum(outlook.num_queued() for outlook in self._outlooks.values())
         candidates = {outlook.entry.uid for outlook in self._awake + self._paused}
         assert candidates == {uid for uid, outlook in self._outlooks.items() if outlook.entry.open}
+        assert all(outlook.entry.refuge and not outlook.entry.open for outlook in self._refuges)
+        assert bool(self._refuges) == any(outlook.entry.refuge for outlook in self._outlooks.values())
         assert not self._removed & self._outlooks.keys()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from llumnix.core import lifecycle
 from llumnix.core.events import AbortRequests, Action, Drain, DrainOrder, InstanceState
-from llumnix.core.member import Member, blockers
+from llumnix.core.member import EMPTYING, Member, blockers
 from llumnix.core.settings import SchedulerSettings
 
 S = InstanceState
@@ -31,8 +31,8 @@ def begin(
         abort_left=command.abort_left,
     )
     member.cordoned = True
-    if member.run.closed_at is None:
-        member.run.closed_at = now
+    if member.state not in EMPTYING or member.run.closed_at is None:
+        member.run.closed_at = now  # also of a cordoned one: it may have been a refuge so far
     aim = ", then it is removed" if remove else ", then it is restarted" if command.restart else ""
     limit = f" within {command.timeout_s:g} s" if math.isfinite(command.timeout_s) else ""
     message = f"drain{limit}{aim}"

@@ -310,11 +310,15 @@ class MoveRequests:
 
 @dataclass(frozen=True, slots=True)
 class DispatchEntry:
-    """One instance that API servers know: `open` means that new requests may go there."""
+    """One instance that API servers know: `open` means that new requests may go there.
+
+    A `refuge` (it is cordoned) takes none, but what has lost its instance goes on there while none is open.
+    """
 
     uid: int
     instance: str
     open: bool
+    refuge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

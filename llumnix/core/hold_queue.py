@@ -24,6 +24,8 @@ class HeldRequest:
     """Of its prompt, and of its output so far where it ran before."""
     prefix: tuple[int, ...] = ()
     """Keys of the beginning of its prompt (core.prefixes)."""
+    is_resumed: bool = False
+    """It ran before, and has lost its instance."""
 
 
 class HoldQueue:
@@ -52,11 +54,19 @@ class HoldQueue:
         return iter(list(self._queue))
 
     def push(
-        self, key: str, engine_priority: int, num_tokens: int, arrived_at: float, prefix: tuple[int, ...] = ()
+        self,
+        key: str,
+        engine_priority: int,
+        num_tokens: int,
+        arrived_at: float,
+        prefix: tuple[int, ...] = (),
+        *,
+        is_resumed: bool = False,
     ) -> None:
         """Queue a request; `key` is in the queue at most once."""
         assert key not in self._held, key
-        self._insert(HeldRequest(engine_priority, arrived_at, self._num_pushed, key, num_tokens, prefix))
+        number = self._num_pushed
+        self._insert(HeldRequest(engine_priority, arrived_at, number, key, num_tokens, prefix, is_resumed))
         self._num_pushed += 1
 
     def _insert(self, request: HeldRequest) -> None:
@@ -80,19 +90,24 @@ class HoldQueue:
         self._insert(replace(known, engine_priority=engine_priority))
         return True
 
-    def place(self, send: Callable[[HeldRequest], bool], now: float) -> None:
+    def place(self, send: Callable[[HeldRequest], bool], now: float, *, only_resumed: bool = False) -> None:
         """Take out the requests that can be sent, in order, until one cannot.
 
         `send` asks the dispatcher, and answers whether the request is on its way; it may push any.
+        With `only_resumed` they pass all others, which no instance takes.
         """
-        position = 0
-        while position < len(self._queue) and position <= self._num_who_may_pass(now):
+        position = num_refused = 0
+        while position < len(self._queue) and num_refused <= self._num_who_may_pass(now):
             request = self._queue[position]
+            if only_resumed and not request.is_resumed:
+                position += 1
+                continue
             self.discard(request.key)
             if not send(request):
                 self._insert(request)
                 self._note_blocking(now)
                 position += 1
+                num_refused += 1
 
     def _note_blocking(self, now: float) -> None:
         first = self._queue[0].key

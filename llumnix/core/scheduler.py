@@ -244,7 +244,12 @@ class Scheduler:
 
     def _publish_if_changed(self) -> list[Action]:
         entries = tuple(
-            DispatchEntry(member.run.uid, member.instance, member.state is InstanceState.RUNNING)
+            DispatchEntry(
+                member.run.uid,
+                member.instance,
+                open=member.state is InstanceState.RUNNING,
+                refuge=member.state is InstanceState.CORDONED,
+            )
             for member in self._roster
             if member.is_known_to_servers
         )

@@ -292,14 +292,22 @@ class ClusterClient(AsyncMPClient):
         self._book.abort(request_ids, time.monotonic())
 
     def _place(
-        self, request: EngineCoreRequest, output_tokens: tuple[int, ...], prefix: tuple[int, ...]
+        self,
+        request: EngineCoreRequest,
+        output_tokens: tuple[int, ...],
+        prefix: tuple[int, ...],
+        *,
+        resumed: bool,
     ) -> Placed | NotPlaced:
         num_tokens = len(request.prompt_token_ids or ()) + len(output_tokens)
         unreachable: set[int] = set()
         while True:
-            choice = self.dispatcher.choose(num_tokens, request.priority, prefix=prefix, exclude=unreachable)
+            choice = self.dispatcher.choose(
+                num_tokens, request.priority, prefix=prefix, exclude=unreachable, resumed=resumed
+            )
             if isinstance(choice, Hold):
-                return NotPlaced(f"no instance can take requests now: {choice.reason}", choice.is_any_open)
+                why = f"no instance can take requests now: {choice.reason}"
+                return NotPlaced(why, choice.is_any_open, choice.is_any_refuge)
             encoded = self.encoder.encode(request)
             frames = (EngineCoreRequestType.ADD.value, *encoded)
             if output_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
@@ -44,6 +45,11 @@ class Entry:
     waiting: StartAttempt | None = None
     """The attempt that no instance has room for yet; it is in the hold queue."""
 
+    @property
+    def is_resumed(self) -> bool:
+        """Its present attempt is not the first: it has lost its instance."""
+        return self.owner.attempt > 0
+
 
 @dataclass(slots=True)
 class Run:
@@ -65,10 +71,21 @@ class NotPlaced:
     reason: str
     is_any_open: bool
     """An instance is there and will have room some time."""
+    is_any_refuge: bool = False
+    """The same for requests that have lost theirs."""
 
 
-Place = Callable[[EngineCoreRequest, tuple[int, ...], tuple[int, ...]], Placed | NotPlaced]
-"""Dispatches a request under its engine-side id, with its output tokens so far and its prefix keys."""
+class Place(Protocol):
+    """Dispatches a request under its engine-side id, with its output tokens so far and its prefix keys."""
+
+    def __call__(
+        self,
+        request: EngineCoreRequest,
+        output_tokens: tuple[int, ...],
+        prefix: tuple[int, ...],
+        *,
+        resumed: bool,
+    ) -> Placed | NotPlaced: ...
 
 
 class RequestBook:
@@ -180,6 +197,8 @@ class RequestBook:
         self._is_placing = True
         try:
             self._held.place(lambda held: self._try_to_place(held, now), now)
+            if not self._refusal.is_any_open and self._refusal.is_any_refuge:
+                self._held.place(lambda held: self._try_to_place(held, now), now, only_resumed=True)
         finally:
             self._is_placing = False
 
@@ -251,7 +270,14 @@ class RequestBook:
         entry.waiting = attempt
         num_tokens = len(request.prompt_token_ids or ()) + len(attempt.output_tokens)
         prefix = _prefix_of(request)
-        self._held.push(request.request_id, request.priority, num_tokens, request.arrival_time, prefix)
+        self._held.push(
+            request.request_id,
+            request.priority,
+            num_tokens,
+            request.arrival_time,
+            prefix,
+            is_resumed=entry.is_resumed,
+        )
         self.place_held(now)
         if entry.waiting is attempt:
             self._tell_held(entry, now)
@@ -262,7 +288,7 @@ class RequestBook:
         assert attempt is not None
         of_engine = engine_id(held.key, attempt.epoch)
         sent = msgspec.structs.replace(entry.request, request_id=of_engine)
-        placed = self._place(sent, attempt.output_tokens, held.prefix)
+        placed = self._place(sent, attempt.output_tokens, held.prefix, resumed=held.is_resumed)
         if isinstance(placed, NotPlaced):
             self._tell_all_held(placed, now)
             self._tell_held(entry, now)
@@ -275,15 +301,16 @@ class RequestBook:
 
     def _tell_all_held(self, refusal: NotPlaced, now: float) -> None:
         """Requests wait for room without a limit, for an instance with one."""
-        changed = refusal.is_any_open != self._refusal.is_any_open
-        self._refusal = refusal
-        if changed:
+        former, self._refusal = self._refusal, refusal
+        if (refusal.is_any_open, refusal.is_any_refuge) != (former.is_any_open, former.is_any_refuge):
             for held in self._held:
                 self._tell_held(self._entries[held.key], now)
 
     def _tell_held(self, entry: Entry, now: float) -> None:
         assert entry.waiting is not None
-        event = AttemptHeld(entry.waiting.epoch, self._refusal.reason, self._refusal.is_any_open)
+        refusal = self._refusal
+        is_any_left = refusal.is_any_open or (entry.is_resumed and refusal.is_any_refuge)
+        event = AttemptHeld(entry.waiting.epoch, refusal.reason, is_any_left)
         self._tell(entry.request.request_id, event, now)
 
     def _forget(self, entry: Entry) -> None:

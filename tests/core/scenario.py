@@ -34,6 +34,7 @@ from llumnix.core.events import (
     Beat,
     CommandRefused,
     Cordon,
+    DispatchEntry,
     Drain,
     Event,
     HeldRequests,
@@ -224,12 +225,16 @@ def describe(action: Action) -> str:
         case AbortRequests(uid, reason):
             return f"ABORT all of uid={uid}: {reason}"
         case PublishTable(version, entries):
-            rows = " ".join(f"{e.instance}/{e.uid}{'' if e.open else ':closed'}" for e in entries)
+            rows = " ".join(f"{e.instance}/{e.uid}{_how_open(e)}" for e in entries)
             return f"TABLE v{version} {rows or '(empty)'}"
         case MoveRequests(source, target, reason, _, goal):
             return f"MOVE {source} -> {target} {describe_goal(goal)}: {reason}"
         case Record(kind, severity, target, message):
             return f"{severity} {kind} {target}: {message}"
+
+
+def _how_open(entry: DispatchEntry) -> str:
+    return "" if entry.open else ":refuge" if entry.refuge else ":closed"
 
 
 def describe_goal(goal: MoveGoal) -> str:

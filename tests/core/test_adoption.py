@@ -43,7 +43,7 @@ def scheduler() -> Scheduler:
     made = Scheduler(SchedulerSettings(first_uid=6, first_instance=3, restart_backoff_s=1.0))
     left = (known("i0", 3), known("i1", 4, cordoned=True), known("i2", 5, serves=False))
     actions = made.handle(AdoptInstances(left, table_version=7), 100.0)
-    entries = (DispatchEntry(3, "i0", True), DispatchEntry(4, "i1", False))
+    entries = (DispatchEntry(3, "i0", True), DispatchEntry(4, "i1", False, refuge=True))
     assert [a for a in actions if not isinstance(a, Record)] == [PublishTable(8, entries)]
     assert {(a.kind, a.target) for a in actions if isinstance(a, Record)} == {
         ("instance.adopted", "i0"),
@@ -76,7 +76,7 @@ def test_numbers_go_on(scheduler: Scheduler) -> None:
 
 def test_one_that_died_meanwhile_is_restarted_after_its_back_off(scheduler: Scheduler) -> None:
     actions = scheduler.handle(InstanceDied(3, "it ended meanwhile"), 100.0)
-    assert PublishTable(9, (DispatchEntry(4, "i1", False),)) in actions
+    assert PublishTable(9, (DispatchEntry(4, "i1", False, refuge=True),)) in actions
     assert scheduler.instance("i0").restart_at == 101.0
     scheduler.check_integrity()
 

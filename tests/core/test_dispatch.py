@@ -309,6 +309,31 @@ def test_no_open_instance_is_a_hold_with_its_reason() -> None:
     assert isinstance(made.choose(160, 0), Hold)
 
 
+def test_what_has_lost_its_instance_goes_to_a_refuge_while_none_is_open_and_nothing_else_does() -> None:
+    made = dispatcher("freeness", 3)
+    refuge, closed = DispatchEntry(2, "i2", False, refuge=True), DispatchEntry(3, "i3", False)
+    made.set_table([DispatchEntry(1, "i1", True), refuge, closed])
+    made.observe(report(uid=1, running=8, used_blocks=100))
+    resumed = made.choose(160, 0, resumed=True)
+    assert isinstance(resumed, Choice) and resumed.uid == 1, "an open one is there, however full"
+    made.observe(report(uid=1, seq=2, paused=True))
+    resumed = made.choose(160, 0, resumed=True)
+    assert isinstance(resumed, Choice) and resumed.uid == 1, "it will go on some time"
+    unreachable = made.choose(160, 0, exclude={1}, resumed=True)
+    assert isinstance(unreachable, Choice) and unreachable.uid == 2
+
+    made.remove(1)
+    resumed = made.choose(160, 0, resumed=True)
+    assert isinstance(resumed, Choice) and resumed.uid == 2 and resumed.reason
+    refused = made.choose(160, 0)
+    assert isinstance(refused, Hold) and "no open instance" in refused.reason
+    assert (refused.is_any_open, refused.is_any_refuge) == (False, True)
+    made.set_table([closed])
+    nowhere = made.choose(160, 0, resumed=True)
+    assert isinstance(nowhere, Hold) and not nowhere.is_any_refuge
+    made.check_integrity()
+
+
 def test_paused_instances_are_chosen_only_when_all_are_paused() -> None:
     made = dispatcher("freeness", 2)
     made.observe(report(uid=1, paused=True))
@@ -358,9 +383,9 @@ def test_wrong_arguments_are_named() -> None:
 
 uids = st.integers(1, 4)
 steps = st.one_of(
-    st.tuples(st.just("table"), st.sets(uids), st.sets(uids)),
+    st.tuples(st.just("table"), st.sets(uids), st.sets(uids), st.sets(uids)),
     st.tuples(st.just("observe"), uids, reports(), st.integers(0, 30)),
-    st.tuples(st.just("send"), st.integers(1, 4000), st.sampled_from(PRIORITIES)),
+    st.tuples(st.just("send"), st.integers(1, 4000), st.sampled_from(PRIORITIES), st.booleans()),
     st.tuples(st.just("remove"), uids),
     st.tuples(st.just("reset"), uids),
 )
@@ -370,25 +395,32 @@ steps = st.one_of(
 def test_any_calls_keep_the_books_straight(rule: str, api_servers: int, calls: list[tuple]) -> None:
     made = Dispatcher(rule, headroom=HEADROOM, api_servers=api_servers, server_index=api_servers - 1)
     open_uids: set[int] = set()
+    refuges: set[int] = set()
     dead: set[int] = set()
     for name, *arguments in calls:
         match name, arguments:
-            case "table", [present, closed]:
+            case "table", [present, closed, cordoned]:
                 dead &= present
                 open_uids = present - closed - dead
-                made.set_table(DispatchEntry(uid, f"i{uid}", uid not in closed) for uid in sorted(present))
+                refuges = (present & closed & cordoned) - dead
+                made.set_table(
+                    DispatchEntry(uid, f"i{uid}", uid not in closed, uid in closed & cordoned)
+                    for uid in sorted(present)
+                )
             case "observe", [uid, instance, taken]:
                 made.observe(replace(instance, uid=uid, taken={api_servers - 1: taken}))
-            case "send", [tokens, priority]:
-                choice = made.choose(tokens, priority)
-                assert isinstance(choice, Choice) == bool(open_uids)
+            case "send", [tokens, priority, resumed]:
+                choice = made.choose(tokens, priority, resumed=resumed)
+                able = open_uids or (refuges if resumed else set())
+                assert isinstance(choice, Choice) == bool(able)
                 if isinstance(choice, Choice):
-                    assert choice.uid in open_uids and choice.reason
+                    assert choice.uid in able and choice.reason
                     made.sent(choice.uid, tokens, priority)
             case "remove", [uid]:
                 made.remove(uid)
                 dead.add(uid)
                 open_uids.discard(uid)
+                refuges.discard(uid)
             case "reset", [uid]:
                 made.reset_sent(uid)
         made.check_integrity()

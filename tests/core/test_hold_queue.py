@@ -54,6 +54,26 @@ def test_smaller_requests_may_pass_one_that_has_not_waited_long() -> None:
     assert placed(queue, room=1000, now=9.0) == ["big", "medium"]
 
 
+def test_resumed_requests_pass_others_only_where_no_instance_takes_those() -> None:
+    queue = queue_of(("new", -10, 10, 1.0))
+    for key, num_tokens in (("first", 10), ("second", 30), ("third", 10)):
+        queue.push(key, 0, num_tokens, 2.0, is_resumed=True)
+    sent: list[str] = []
+
+    def send(request: HeldRequest) -> bool:
+        if not request.is_resumed or request.num_tokens > 20:
+            return False
+        sent.append(request.key)
+        return True
+
+    queue.place(send, 0.0)
+    assert sent == []
+    queue.place(send, 0.0, only_resumed=True)
+    assert sent == ["first"], "and nobody passes one of them that finds no room"
+    queue.check_integrity()
+    assert [request.key for request in queue] == ["new", "second", "third"]
+
+
 def test_another_class_is_another_place_by_the_same_age() -> None:
     queue = queue_of(("a", 0, 1, 1.0), ("b", 0, 1, 2.0), ("c", 0, 1, 3.0))
     assert queue.set_priority("c", -10) and queue.set_priority("a", 5) and not queue.set_priority("x", 0)

@@ -9,6 +9,7 @@ import httpx
 import psutil
 
 from tests.e2e.running import RunningCluster, running, settings, wait_for
+from tests.e2e.streams import Stream, row_of
 
 START_S = 120.0
 
@@ -38,6 +39,24 @@ def test_repeated_deaths_end_in_failed_and_a_new_instance_serves_again(tmp_path:
         answer = cluster.client().completions.create(model="tiny", prompt="Once", max_tokens=4)
         assert answer.usage and answer.usage.completion_tokens
         assert cluster.admin_response("GET", "/readyz").status_code == 200
+
+
+def test_streams_go_on_at_a_cordoned_instance_when_no_other_is_left(tmp_path: Path) -> None:
+    config = settings(
+        tmp_path / "state",
+        instances={"count": 2, "restart_limit": 0},
+        migration={"resume_timeout_s": 2.0},
+    )
+    with running(config, tmp_path) as cluster, cluster.cordoned("i1"):
+        streams = [Stream(cluster, 5000) for _ in range(4)]
+        assert {row_of(cluster, stream)["instance"] for stream in streams} == {"i0"}
+        psutil.Process(instance(cluster)["pid"]).kill()
+        wait_for(lambda: instance(cluster)["state"] == "failed", 60, "the instance is given up")
+        assert_nothing_serves(cluster)
+        assert cluster.instances()["i1"]["state"] == "cordoned"
+        assert {row_of(cluster, stream)["instance"] for stream in streams} == {"i1"}
+        for stream in streams:
+            stream.assert_undisturbed(240)
 
 
 def instance(cluster: RunningCluster) -> dict[str, Any]:

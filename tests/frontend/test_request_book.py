@@ -22,6 +22,8 @@ class World:
     """The instances that take requests, and all that the book did."""
 
     instances: list[int] = field(default_factory=lambda: [1, 2])
+    refuges: list[int] = field(default_factory=list)
+    """Cordoned ones."""
     room: int = 100
     """Requests that there is room for."""
     sent: list[tuple[int, str, tuple[int, ...]]] = field(default_factory=list)
@@ -43,17 +45,18 @@ class World:
         )
 
     def place(
-        self, request: EngineCoreRequest, tokens: tuple[int, ...], prefix: tuple[int, ...]
+        self, request: EngineCoreRequest, tokens: tuple[int, ...], prefix: tuple[int, ...], *, resumed: bool
     ) -> Placed | NotPlaced:
-        if not self.instances:
-            return NotPlaced("nobody is there", is_any_open=False)
+        able = self.instances or (self.refuges if resumed else [])
+        if not able:
+            return NotPlaced("nobody is there", is_any_open=False, is_any_refuge=bool(self.refuges))
         if self.room == 0:
-            return NotPlaced("all are full", is_any_open=True)
+            return NotPlaced("all are full", bool(self.instances), bool(self.refuges))
         self.room -= 1
         self.priorities.append(request.priority)
         self.prefixes.append(prefix)
-        self.sent.append((self.instances[0], request.request_id, tokens))
-        return Placed(self.instances[0])
+        self.sent.append((able[0], request.request_id, tokens))
+        return Placed(able[0])
 
     def output(self, uid: int, of_engine: str, *tokens: int, finish: FinishReason | None = None) -> None:
         output = EngineCoreOutput(of_engine, list(tokens), finish_reason=finish)
@@ -281,3 +284,44 @@ def test_prompts_with_images_have_no_beginning_in_common() -> None:
     request.prompt_token_ids, request.mm_features = [7] * 500, [object()]
     world.book.add(request, 0.0)
     assert world.prefixes == [()]
+
+
+# ---- when only cordoned instances are left ---------------------------------------------------------------
+
+
+def left_with_refuges(refuges: list[int], room: int) -> World:
+    """Instance 1 ran `old` and has died; the more important `new` had found no room there."""
+    world = World(instances=[1], refuges=refuges, room=1)
+    world.book.add(request_named("old"), 0.0)
+    world.output(1, "old@0.0", 7)
+    world.book.add(request_named("new", priority=-10), 0.0)
+    world.instances, world.room = [], room
+    world.book.instance_lost(1, "killed", 1.0, fenced=True)
+    return world
+
+
+def test_what_has_lost_its_instance_goes_on_at_a_refuge_past_what_is_new() -> None:
+    world = left_with_refuges([2], room=5)
+    assert world.sent[1:] == [(2, "old@1.0", (7,))]
+    assert world.book.add(request_named("newer"), 1.0) == "nobody is there"
+    world.book.tick(1.0 + SETTINGS.resume_timeout_s)
+    assert [request_id for request_id, _ in world.failed] == ["new"]
+    world.output(2, "old@1.0", 8, finish=FinishReason.LENGTH)
+    assert world.tokens() == [7, 8]
+
+
+def test_it_waits_for_room_there_without_a_limit_and_goes_to_what_opens_first() -> None:
+    world = left_with_refuges([2], room=0)
+    for now in (2.0, 20.0):
+        world.book.place_held(now)
+        world.book.tick(now)
+    assert [request_id for request_id, _ in world.failed] == ["new"]
+    world.instances, world.room = [3], 1
+    world.book.place_held(21.0)
+    assert world.sent[1:] == [(3, "old@1.0", (7,))]
+
+
+def test_without_a_refuge_it_fails_in_its_time() -> None:
+    world = left_with_refuges([], room=5)
+    world.book.tick(1.0 + SETTINGS.resume_timeout_s)
+    assert {request_id for request_id, _ in world.failed} == {"old", "new"}
