@@ -11,8 +11,16 @@ import threading
 import time
 from pathlib import Path
 
+LOG_DIR_VARIABLE = "LLUMNIX_LOG_DIR"
+"""Set for the processes of a joined machine, by its own configuration."""
+
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _ROTATION_INTERVAL_S = 10.0
+
+
+def log_dir_here(default: Path) -> Path:
+    """Where the processes of this machine log; `default`: as the cluster's configuration says."""
+    return Path(os.environ.get(LOG_DIR_VARIABLE, default))
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -11,9 +11,9 @@ from llumnix.cluster import ledger as ledgers
 from llumnix.cluster import leftovers, local_node, ray_driver, ray_node, takeover
 from llumnix.cluster.lock import ClusterLock
 from llumnix.config import Config, check_node_ip
-from llumnix.daemon import RAY_GRACE_S, log_to_file
+from llumnix.daemon import RAY_GRACE_S, log_dir, log_to_file
 from llumnix.errors import ConfigError, LlumnixError, StartupError
-from llumnix.log import get_logger
+from llumnix.log import LOG_DIR_VARIABLE, get_logger
 from llumnix.progress import Progress
 from llumnix.systemd import notify
 
@@ -75,7 +75,7 @@ def join(config: Config) -> int:
             num_gpus=config.ray.num_gpus,
             token=token,
             run_id=run_record.run_id,
-            env={},
+            env={LOG_DIR_VARIABLE: str(log_dir(config))},
         )
         try:
             _announce(f"joined {config.ray.address} as node {node.node_id}; Ctrl-C leaves")

@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 
 from llumnix import __version__
 from llumnix.admin.answers import install_handlers
+from llumnix.admin.cluster_logs import ClusterLogs
 from llumnix.admin.command_routes import commands
 from llumnix.admin.control import ClusterControl
 from llumnix.admin.gate import Gate
@@ -41,7 +42,8 @@ def build_app(
     )
     registry = build_registry(control, journal)
     requests = Listing(control.requests, lambda request: [request.arrived_at, request.id])
-    app.state.surroundings = Surroundings(control, journal, feed, registry, LogDir(log_dir), requests)
+    logs = ClusterLogs(LogDir(log_dir), control)
+    app.state.surroundings = Surroundings(control, journal, feed, registry, logs, requests)
     for router in (probes, single, lists, support, commands):
         app.include_router(router)
     install_handlers(app)

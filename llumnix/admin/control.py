@@ -24,11 +24,12 @@ class ClusterControl(Protocol):
     """The cluster's state and commands.
 
     All of it runs on the daemon's event loop. Getters answer from memory at once: they never wait for an
-    engine, and may be called many times a second. Commands return once they are under way, not when they are
-    complete: the state shows their progress. Commands raise UnknownTargetError (404), RefusedError (409) or
-    ConfigError (a bad value: 400). `actor` is the name of the caller's token; the API writes the audit event,
-    the implementation only what happens in consequence. Request ids are the OpenAI response id or the
-    internal one; a response id stands for all of its children.
+    engine, and may be called many times a second. What is awaited of logs asks another node, in bounded time.
+    Commands return once they are under way, not when they are complete: the state shows their progress.
+    Commands raise UnknownTargetError (404), RefusedError (409) or ConfigError (a bad value: 400). `actor` is
+    the name of the caller's token; the API writes the audit event, the implementation only what happens in
+    consequence. Request ids are the OpenAI response id or the internal one; a response id stands for all of
+    its children.
     """
 
     def cluster(self) -> Cluster:
@@ -61,6 +62,18 @@ class ClusterControl(Protocol):
 
     def diagnostics(self) -> Diagnostics:
         """Return what a support bundle holds of the cluster."""
+        ...
+
+    def own_node(self) -> str:
+        """Return the node that the daemon itself runs on: its logs are on the daemon's machine."""
+        ...
+
+    async def log_names(self, node_id: str) -> tuple[str, ...]:
+        """Return what has a log on another node; refused if that is gone or does not answer soon."""
+        ...
+
+    async def log_tail(self, node_id: str, name: str, num_lines: int) -> tuple[str, ...]:
+        """Return the last lines of a log on another node; UnknownTargetError where there is none."""
         ...
 
     async def scale(self, count: int, actor: str) -> None:

@@ -1,4 +1,4 @@
-"""The ends of the log files that the processes of this machine write."""
+"""The ends of the log files that the processes of one machine write."""
 
 from pathlib import Path
 from typing import Final
@@ -14,18 +14,20 @@ _SUFFIX: Final = ".log"
 class LogDir:
     """A directory of NAME.log files; methods read from disk and may block."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, machine: str = "the daemon's machine") -> None:
+        """`machine`: what errors call it."""
         self._path = path
+        self._machine = machine
 
     def names(self) -> list[str]:
         """Return what has a log here."""
         return sorted(path.stem for path in self._path.glob(f"*{_SUFFIX}"))
 
     def tail(self, name: str, num_lines: int) -> tuple[str, ...]:
-        """Return the last lines; UnknownTargetError where there is no such log on this machine."""
+        """Return the last lines; UnknownTargetError where there is no such log here."""
         # Only names that the directory lists: none leads out of it.
         if name not in self.names():
-            raise UnknownTargetError(f"there is no log of {name!r} on the daemon's machine")
+            raise UnknownTargetError(f"there is no log of {name!r} on {self._machine}")
         try:
             with (self._path / f"{name}{_SUFFIX}").open("rb") as file:
                 size = file.seek(0, 2)

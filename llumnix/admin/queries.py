@@ -45,6 +45,7 @@ class StreamQuery(Query):
 
 
 class LogQuery(Query):
-    """How much of a log's end."""
+    """How much of a log's end, and of which if several nodes have one."""
 
     lines: Annotated[int, Field(ge=1, le=MAX_LINES)] = 200
+    node: Annotated[Name | None, Field(description="Where the log is, if not where it would be now.")] = None

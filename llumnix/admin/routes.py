@@ -9,10 +9,10 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator
 
+from llumnix.admin.cluster_logs import ClusterLogs
 from llumnix.admin.control import ClusterControl
 from llumnix.admin.gate import TOKEN_KEY, slashes_back
 from llumnix.admin.journal import Journal
-from llumnix.admin.logs import LogDir
 from llumnix.admin.paging import Listing
 from llumnix.admin.schema import Instance, Node
 from llumnix.admin.schema import Request as RequestModel
@@ -29,7 +29,7 @@ class Surroundings:
     journal: Journal
     feed: EventFeed
     registry: CollectorRegistry
-    logs: LogDir
+    logs: ClusterLogs
     # The oldest first.
     requests: Listing[RequestModel]
 

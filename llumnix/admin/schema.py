@@ -234,6 +234,8 @@ class Instance(Answer):
     incarnation: int = 0
     pid: int | None = None
     node: str | None = None
+    # Where its latest process is or was: that one's log is there.
+    last_node: str | None = None
     state: InstanceState
     # Why it is in this state, where that is not obvious: a root cause, a back-off, who cordoned it.
     reason: str = ""
@@ -267,10 +269,20 @@ class LogTail(Answer):
     lines: tuple[str, ...]
 
 
-class LogNames(Answer):
-    """The logs on the daemon's machine: its own, and those of API servers and instances."""
+class NodeLogs(Answer):
+    """The logs on another node than the daemon's; `error` says why they cannot be listed."""
 
+    node: str
+    names: tuple[str, ...] = ()
+    error: str = ""
+
+
+class LogNames(Answer):
+    """The logs on the daemon's machine (its node and names), and those on the other nodes."""
+
+    node: str | None = None
     names: tuple[str, ...]
+    others: tuple[NodeLogs, ...] = ()
 
 
 class Diagnostics(Answer):

@@ -25,7 +25,7 @@ from llumnix.cluster import leftovers
 from llumnix.config import Config
 from llumnix.engine.main import SERVING, EngineSpec, prepare_environment, root_cause, run_engine
 from llumnix.errors import StartupError
-from llumnix.log import log_to, print_to
+from llumnix.log import log_dir_here, log_to, print_to
 
 if TYPE_CHECKING:
     from llumnix.frontend.spec import ApiServerSpec
@@ -249,8 +249,8 @@ async def ended(reference: Any) -> str:
 
 def _log_to_file(config: Config, name: str) -> None:
     """Everything the process prints, vLLM's log too, goes to one file."""
-    path = config.cluster.state_dir / "logs" / name
-    print_to(path, max_bytes=config.logging.max_bytes, backups=config.logging.backups)
+    directory = log_dir_here(config.cluster.state_dir / "logs")
+    print_to(directory / name, max_bytes=config.logging.max_bytes, backups=config.logging.backups)
     log_to(None, config.logging.level, max_bytes=0, backups=0, terminal=True)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TypeVar
 
 from llumnix.admin import schema
+from llumnix.cluster.node_logs import own_node
 from llumnix.cluster.request_ids import internal_id, response_id
 from llumnix.cluster.views import HELD, ClusterViews
 from llumnix.core.events import (
@@ -36,6 +37,15 @@ Found = list[tuple[int, RequestRow]]
 
 class LiveControl(ClusterViews):
     """Implements ClusterControl over the manager's memory."""
+
+    def own_node(self) -> str:
+        return own_node()
+
+    async def log_names(self, node_id: str) -> tuple[str, ...]:
+        return await self._manager.node_logs.names(node_id)
+
+    async def log_tail(self, node_id: str, name: str, num_lines: int) -> tuple[str, ...]:
+        return await self._manager.node_logs.tail(node_id, name, num_lines)
 
     async def scale(self, count: int, actor: str) -> None:
         self._do(ScaleTo(count))

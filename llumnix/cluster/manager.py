@@ -17,6 +17,7 @@ from llumnix.cluster.instance_pool import InstancePool
 from llumnix.cluster.latency import LatencyWindow
 from llumnix.cluster.ledger import KnownEngine, Ledger
 from llumnix.cluster.migration_log import MigrationLog
+from llumnix.cluster.node_logs import NodeLogs
 from llumnix.cluster.recorder import Recorder
 from llumnix.cluster.request_ids import internal_id
 from llumnix.cluster.tasks import failure_of
@@ -118,6 +119,7 @@ class ClusterManager:
         self._engines: dict[int, KnownEngine] = {}
         self.migrations = MigrationLog()
         self.latency = LatencyWindow()
+        self.node_logs = NodeLogs(config.cluster.state_dir / "logs")
         self._replayed: set[int] = set()
         self.names: dict[int, str] = {}
         """By uid: the instance, of all incarnations that there have been."""

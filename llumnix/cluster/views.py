@@ -169,6 +169,7 @@ class ClusterViews:
             incarnation=view.incarnation,
             pid=view.pid,
             node=place.node_id if place else view.node,
+            last_node=place.node_id if place else view.last_node,
             state=view.state.value,
             reason=view.reason,
             stage=self._manager.instances.stages.get(view.uid, "") if starting else "",

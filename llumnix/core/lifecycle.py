@@ -54,6 +54,7 @@ def restart(member: Member, uid: int, not_on: tuple[str, ...], now: float) -> li
     """Ask for the next process of an instance that died."""
     row = f", number {member.failures} in a row" if member.failures else ""
     reason = f"restart {member.run.number}{row}, waits for a place"
+    member.last_node = member.run.node or member.last_node
     member.run = Incarnation(uid, member.run.number + 1, not_on=not_on)
     member.restart_at = None
     member.move(S.PENDING, reason, now)

@@ -69,6 +69,8 @@ class Member:
     """The wish was about its node only: it ends with the process that is there."""
     drain: DrainOrder | None = None
     removing: bool = False
+    last_node: str | None = None
+    """Where the process before this one was."""
 
     @property
     def is_live(self) -> bool:
@@ -116,6 +118,8 @@ class InstanceView:
     """What a drain still waits for, or what was there when its time was up."""
     drain: DrainOrder | None = None
     cordoned_with_node: bool = False
+    last_node: str | None = None
+    """Where its process is, or before it has a place where the one before it was."""
 
 
 def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
@@ -143,6 +147,7 @@ def view_of(member: Member, settings: SchedulerSettings) -> InstanceView:
         blockers=blockers(member) if member.state in (S.DRAINING, S.CORDONED) else (),
         drain=drain,
         cordoned_with_node=member.cordoned_with_node,
+        last_node=run.node or member.last_node,
     )
 
 

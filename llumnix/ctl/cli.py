@@ -141,9 +141,12 @@ def logs(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="An instance's id, apiN, or llumnixd.")],
     lines: Annotated[int, typer.Option(min=1, max=10_000, help="Lines of its end.")] = 200,
+    node: Annotated[
+        str | None, typer.Option(help="The node that has it; where an instance is or was last by default.")
+    ] = None,
 ) -> None:
-    """Show the end of a log on the daemon's machine."""
-    for line in session_of(context).api.get(path_of("logs", name), LogTail, lines=lines).lines:
+    """Show the end of a log, also of one on another node."""
+    for line in session_of(context).api.get(path_of("logs", name), LogTail, lines=lines, node=node).lines:
         typer.echo(line)
 
 

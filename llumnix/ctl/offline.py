@@ -32,7 +32,7 @@ def parts(state_dir: Path, config: Path | None) -> Iterator[tuple[str, str]]:
         yield f"logs/{name}.log", _or_reason(partial(_log, logs, name))
 
 
-def missing(error: Exception) -> str:
+def missing(error: Exception | str) -> str:
     """Return what stands in place of a part that cannot be had."""
     return json.dumps({"missing": str(error)}) + "\n"
 

@@ -98,13 +98,22 @@ def live_parts(api: AdminApi) -> Iterator[tuple[str, str]]:
         yield f"{name}.json", _or_reason(partial(_json_of, api, f"/v1/{name}?limit=1000"))
     yield "metrics.txt", _or_reason(lambda: api.call("GET", "/metrics").text)
     yield "journal.jsonl", _or_reason(partial(_journal_of, api))
+    yield from _logs(api)
+
+
+def _logs(api: AdminApi) -> Iterator[tuple[str, str]]:
     try:
-        names = api.get("/v1/logs", LogNames).names
+        logs = api.get("/v1/logs", LogNames)
     except CtlError as error:
         yield "logs/missing.txt", missing(error)
-    else:
-        for name in names:
-            yield f"logs/{name}.log", _or_reason(partial(_log_of, api, name))
+        return
+    for name in logs.names:
+        yield f"logs/{name}.log", _or_reason(partial(_log_of, api, name, logs.node))
+    for other in logs.others:
+        for name in other.names:
+            yield f"logs/{other.node}/{name}.log", _or_reason(partial(_log_of, api, name, other.node))
+        if other.error:
+            yield f"logs/{other.node}/missing.txt", missing(other.error)
 
 
 def _or_reason(get: Callable[[], str]) -> str:
@@ -123,8 +132,8 @@ def _journal_of(api: AdminApi) -> str:
     return "".join(f"{event.model_dump_json()}\n" for event in reversed(events))
 
 
-def _log_of(api: AdminApi, name: str) -> str:
-    return as_text(api.get(path_of("logs", name), LogTail, lines=LOG_LINES).lines)
+def _log_of(api: AdminApi, name: str, node: str | None) -> str:
+    return as_text(api.get(path_of("logs", name), LogTail, lines=LOG_LINES, node=node).lines)
 
 
 def token_path(context: typer.Context) -> None:

@@ -1,5 +1,6 @@
 """A cluster in memory that implements ClusterControl: commands change its state as the real one would."""
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -41,6 +42,7 @@ def make_instance(instance_id: str, node: str = "node-a", **changes: Any) -> Ins
         "id": instance_id,
         "pid": 4000,
         "node": node,
+        "last_node": node,
         "state": "running",
         "freeness": 17.5,
         "block_size": 16,
@@ -91,6 +93,10 @@ class FakeCluster:
         self.num_looks = 0
         """At the instances."""
         self.fault: Exception | None = None
+        self.logs_of_other_nodes: dict[str, dict[str, tuple[str, ...]]] = {}
+        self.silent_nodes: set[str] = set()
+        self.log_gate = asyncio.Event()
+        self.log_gate.set()
 
     def add(self, *requests: Request) -> None:
         self.request_by_id.update({request.id: request for request in requests})
@@ -145,6 +151,23 @@ class FakeCluster:
 
     def diagnostics(self) -> Diagnostics:
         return Diagnostics(versions={"llumnix": "0.0"}, reports={"i0": {"used_blocks": 40}})
+
+    def own_node(self) -> str:
+        return "node-a"
+
+    async def log_names(self, node_id: str) -> tuple[str, ...]:
+        return tuple(self._logs_of(node_id))
+
+    async def log_tail(self, node_id: str, name: str, num_lines: int) -> tuple[str, ...]:
+        await self.log_gate.wait()
+        if name not in self._logs_of(node_id):
+            raise UnknownTargetError(f"there is no log of {name!r} on node {node_id}")
+        return self._logs_of(node_id)[name][-num_lines:]
+
+    def _logs_of(self, node_id: str) -> dict[str, tuple[str, ...]]:
+        if node_id in self.silent_nodes:
+            raise RefusedError(f"node {node_id} did not answer within 5 s")
+        return self.logs_of_other_nodes.get(node_id, {})
 
     async def scale(self, count: int, actor: str) -> None:
         self.calls.append(("scale", count, actor))

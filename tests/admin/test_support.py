@@ -23,18 +23,69 @@ async def test_logs_are_listed_and_their_ends_are_read(viewer: httpx.AsyncClient
     (log_dir / "i0.log").write_text("".join(f"line {n}\n" for n in range(500)))
     (log_dir / "llumnixd.log").write_bytes(b"broken \xff byte\n")
     (log_dir / "i0.log.1").write_text("an older part\n")
-    assert (await viewer.get("/v1/logs")).json() == {"names": ["i0", "llumnixd"]}
+    assert (await viewer.get("/v1/logs")).json() == {
+        "node": "node-a",
+        "names": ["i0", "llumnixd"],
+        "others": [{"node": "node-b", "names": [], "error": ""}],
+    }
     lines = (await viewer.get("/v1/instances/i0/log", params={"lines": 3})).json()["lines"]
     assert lines == ["line 497", "line 498", "line 499"]
     assert len((await viewer.get("/v1/logs/i0")).json()["lines"]) == 200
     assert (await viewer.get("/v1/logs/llumnixd")).json() == {"lines": ["broken � byte"]}
 
 
-async def test_a_log_that_is_elsewhere_is_a_404_that_says_where(viewer: httpx.AsyncClient) -> None:
-    response = await viewer.get("/v1/instances/i1/log")
-    assert response.status_code == 404
-    assert "node-b" in response.json()["error"]["message"]
-    assert "no instance" in (await viewer.get("/v1/instances/i9/log")).json()["error"]["message"]
+async def test_a_log_on_another_node_is_read_there(
+    viewer: httpx.AsyncClient, cluster: FakeCluster, log_dir: Path
+) -> None:
+    cluster.logs_of_other_nodes["node-b"] = {"i1": ("one", "two"), "i7": ("it was removed",)}
+    (log_dir / "i1.log").write_text("of an earlier process\n")
+    (log_dir / "i8.log").write_text("it was here\n")
+
+    async def lines(path: str) -> list[str]:
+        response = await viewer.get(path)
+        assert response.status_code == 200, response.text
+        found: list[str] = response.json()["lines"]
+        return found
+
+    assert await lines("/v1/instances/i1/log?lines=1") == await lines("/v1/logs/i1?lines=1") == ["two"]
+    assert await lines("/v1/logs/i1?node=node-a") == ["of an earlier process"]
+    assert await lines("/v1/logs/i7") == ["it was removed"]
+    assert await lines("/v1/logs/i8") == ["it was here"]
+    assert (await viewer.get("/v1/logs")).json()["others"] == [
+        {"node": "node-b", "names": ["i1", "i7"], "error": ""}
+    ]
+
+
+async def test_the_log_of_a_dead_instance_is_where_its_last_process_was(
+    viewer: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    cluster.logs_of_other_nodes["node-b"] = {"i1": ("it fell over",)}
+    cluster.update("i1", state="pending", node=None)
+    assert (await viewer.get("/v1/instances/i1/log")).json() == {"lines": ["it fell over"]}
+
+
+async def test_a_log_that_cannot_be_had_is_one_sentence(
+    viewer: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    async def refused(path: str) -> tuple[int, str]:
+        response = await viewer.get(path)
+        return response.status_code, response.json()["error"]["message"]
+
+    assert await refused("/v1/instances/i9/log") == (404, "there is no instance 'i9'")
+    assert await refused("/v1/instances/i1/log") == (404, "there is no log of 'i1' on node node-b")
+    assert await refused("/v1/logs/i9") == (404, "there is no log of 'i9' on the daemon's machine")
+    assert (await refused("/v1/logs/i1?node=node-c"))[1].startswith("there is no node 'node-c'")
+    cluster.silent_nodes.add("node-b")
+    assert await refused("/v1/instances/i1/log") == (409, "node node-b did not answer within 5 s")
+    assert await refused("/v1/logs/i9") == (
+        404,
+        "no log of 'i9' was found; node node-b did not answer within 5 s",
+    )
+    assert (await viewer.get("/v1/logs")).json()["others"][0]["error"]
+    cluster.node_by_id["node-b"] = cluster.node_by_id["node-b"].model_copy(update={"state": "dead"})
+    status, message = await refused("/v1/instances/i1/log")
+    assert status == 409 and message.startswith("node node-b is dead")
+    assert (await viewer.get("/v1/logs")).json()["others"] == []
 
 
 async def test_no_name_leads_out_of_the_directory(viewer: httpx.AsyncClient, log_dir: Path) -> None:

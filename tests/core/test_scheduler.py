@@ -56,6 +56,16 @@ def test_backoff_doubles_up_to_its_bound_and_the_limit_is_respected() -> None:
     assert view.state is S.FAILED and "no GPU" in view.reason and view.restarts == 9
 
 
+def test_where_the_last_process_was_is_known_until_the_next_has_a_place() -> None:
+    scheduler = serving(1, restart_backoff_s=1)
+    scheduler.handle(InstanceDied(1, "no GPU"), 10.0)
+    scheduler.handle(Tick(), 11.0)
+    view = scheduler.instances()[0]
+    assert (view.state, view.node, view.last_node) == (S.PENDING, None, "n0")
+    scheduler.handle(InstancePlaced(view.uid, "n1", 9), 11.0)
+    assert scheduler.instances()[0].last_node == "n1"
+
+
 def test_a_limit_of_zero_means_no_restart_and_a_huge_one_does_not_overflow() -> None:
     never = Scheduler(SchedulerSettings(restart_limit=0))
     never.handle(AddInstances(1), 0.0)

@@ -205,6 +205,7 @@ async def test_a_support_bundle_holds_everything_but_secrets(
     ctl: Ctl, cluster: FakeCluster, journal: Journal, log_dir: Path, tmp_path: Path
 ) -> None:
     (log_dir / "llumnixd.log").write_text("it began\n")
+    cluster.logs_of_other_nodes["node-b"] = {"i1": ("serving",), "llumnixd": ("it is another one",)}
     journal.append("test.event", "something happened")
     out = tmp_path / "bundle.tar.gz"
     done = await ctl("support-bundle", "--out", str(out))
@@ -218,9 +219,12 @@ async def test_a_support_bundle_holds_everything_but_secrets(
         "metrics.txt",
         "journal.jsonl",
         "logs/llumnixd.log",
+        "logs/node-b/i1.log",
+        "logs/node-b/llumnixd.log",
     }
     assert "something happened" in texts["journal.jsonl"]
     assert texts["logs/llumnixd.log"] == "it began\n"
+    assert texts["logs/node-b/i1.log"] == "serving\n"
     assert '"***"' in texts["config.json"] and "used_blocks" in texts["diagnostics.json"]
     assert not any("operator-secret" in text for text in texts.values())
     again = await ctl("support-bundle", "--out", str(out))
@@ -228,7 +232,12 @@ async def test_a_support_bundle_holds_everything_but_secrets(
 
 
 async def test_what_a_support_bundle_cannot_get_is_replaced_by_its_reason(
-    ctl: Ctl, journal: Journal, log_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ctl: Ctl,
+    cluster: FakeCluster,
+    journal: Journal,
+    log_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise JournalError("the journal cannot be read: disk I/O error")
@@ -236,6 +245,7 @@ async def test_what_a_support_bundle_cannot_get_is_replaced_by_its_reason(
     monkeypatch.setattr(journal, "latest", broken)
     (log_dir / "i0.log").mkdir()  # cannot be read as a file
     (log_dir / "i1.log").write_text("it began\n")
+    cluster.silent_nodes.add("node-b")
     out = tmp_path / "bundle.tar.gz"
     done = await ctl("support-bundle", "--out", str(out))
     assert done.exit_code == 0, done.output
@@ -243,6 +253,7 @@ async def test_what_a_support_bundle_cannot_get_is_replaced_by_its_reason(
     assert "disk I/O error" in json.loads(texts["journal.jsonl"])["missing"]
     assert "cannot be read" in json.loads(texts["logs/i0.log"])["missing"]
     assert texts["logs/i1.log"] == "it began\n"
+    assert "did not answer" in json.loads(texts["logs/node-b/missing.txt"])["missing"]
 
 
 async def test_a_support_bundle_that_fails_leaves_no_file(ctl: Ctl, tmp_path: Path) -> None:

@@ -71,3 +71,6 @@ async def test_config_and_logs_are_shown(ctl: Ctl, cluster: FakeCluster, log_dir
     (log_dir / "api0.log").write_text("one\ntwo\n")
     assert json.loads((await ctl("config")).stdout) == cluster.config()
     assert (await ctl("logs", "api0", "--lines", "1")).stdout == "two\n"
+    cluster.logs_of_other_nodes["node-b"] = {"i1": ("three",), "api0": ("four",)}
+    assert (await ctl("logs", "i1")).stdout == "three\n"
+    assert (await ctl("logs", "api0", "--node", "node-b")).stdout == "four\n"

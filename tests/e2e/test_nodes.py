@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,6 +134,55 @@ def test_requests_of_a_killed_api_server_are_aborted_over_tcp_too(nodes: TwoNode
             stream.assert_goes_on()
 
 
+def test_log_of_an_instance_on_another_node_is_read_there(nodes: TwoNodes) -> None:
+    cluster, node = nodes.cluster, nodes.node(head=False)["id"]
+    log = nodes.joined.state_dir / "logs" / f"{nodes.added}.log"
+    assert not (cluster.state_dir / "logs" / log.name).exists()
+    told = cluster.admin("GET", f"/v1/instances/{nodes.added}/log?lines=3")["lines"]
+    assert len(told) == 3 and "\n".join(told) in log.read_text(errors="replace")
+    listed = cluster.admin("GET", "/v1/logs")
+    assert listed["others"] == [{"node": node, "names": [nodes.added, "llumnixd-node"], "error": ""}]
+    assert {"i0", "api0", "llumnixd"} <= set(listed["names"])
+    assert f"logs/{node}/{nodes.added}.log" in support_bundle(cluster)
+    refused = cluster.admin_response("GET", f"/v1/logs/i99?node={node}")
+    assert refused.status_code == 404 and refused.json()["error"]["message"].endswith(f"on node {node}")
+
+
+def support_bundle(cluster: RunningCluster) -> set[str]:
+    """The names of its parts."""
+    path = cluster.state_dir / "bundle.tar.gz"
+    token = cluster.state_dir / "admin.token"
+    program = [sys.executable, "-c", "from llumnix.ctl.cli import main; main()"]
+    session = ["--url", cluster.admin_url, "--token-file", str(token)]
+    subprocess.run([*program, *session, "support-bundle", "--out", str(path)], check=True, timeout=120)
+    with tarfile.open(path) as archive:
+        return {member.name.split("/", 1)[1] for member in archive}
+
+
+def test_node_that_stands_still_is_named_and_holds_nothing_up(nodes: TwoNodes) -> None:
+    cluster, node = nodes.cluster, nodes.node(head=False)["id"]
+    frozen = nodes.joined.processes()
+    for process in frozen:
+        process.suspend()
+    try:
+        answers = [cluster.admin_response("GET", f"/v1/instances/{nodes.added}/log") for _ in range(2)]
+    finally:
+        for process in frozen:
+            process.resume()
+    assert [answer.status_code for answer in answers] == [409, 409]
+    messages = [answer.json()["error"]["message"] for answer in answers]
+    assert messages == [
+        f"node {node} did not answer within 5 s",
+        f"node {node} has not answered for more than 5 s",
+    ]
+
+    def told() -> bool:
+        return cluster.admin_response("GET", f"/v1/instances/{nodes.added}/log").status_code == 200
+
+    wait_for(told, 60, "the log is read again")
+    assert nodes.state(nodes.added) == "running"
+
+
 def test_node_is_cordoned_and_drained_as_a_whole(nodes: TwoNodes) -> None:
     cluster, node = nodes.cluster, nodes.node(head=False)["id"]
     with streams_on(cluster, "instance", [nodes.added]) as streams:
@@ -155,6 +207,7 @@ def assert_nothing_is_placed_on_the_drained_node(nodes: TwoNodes) -> None:
     wait_for(lambda: nodes.state(nodes.added) == "pending", 60, "the dead instance waits for a place")
     time.sleep(3.0)
     assert nodes.state(nodes.added) == "pending" and nodes.node(head=False)["safe_to_remove"]
+    assert nodes.cluster.admin("GET", f"/v1/instances/{nodes.added}/log")["lines"], "of the dead one"
     moved = [e for e in nodes.cluster.events("instance.place_again") if e["target"].endswith(nodes.added)]
     assert moved == []
 
@@ -172,3 +225,5 @@ def test_node_that_leaves_takes_only_its_own_instances_along(nodes: TwoNodes) ->
     wait_for(
         lambda: [n["head"] for n in cluster.admin("GET", "/v1/nodes")["items"]] == [True], 60, "one node left"
     )
+    refused = cluster.admin_response("GET", f"/v1/instances/{nodes.added}/log")
+    assert refused.status_code == 404 and "logs of one that left" in refused.json()["error"]["message"]

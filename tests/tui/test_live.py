@@ -100,6 +100,26 @@ async def test_what_the_server_says_is_shown_and_commands_reach_it(
         await until_shown(pilot, "operator.cordon")
 
 
+async def test_a_log_that_is_long_in_coming_holds_up_nothing_else(
+    cluster: FakeCluster, journal: Journal
+) -> None:
+    cluster.logs_of_other_nodes["node-b"] = {"i1": ("served from afar",)}
+    cluster.log_gate.clear()
+    async with (
+        serving(cluster, journal) as server,
+        connected(server.url) as source,
+        running(source, frozen=False) as pilot,
+    ):
+        await until_shown(pilot, "● running")
+        await pilot.press("G", "enter", "tab", "tab")
+        await until_shown(pilot, "[log]")
+        cluster.update("i1", freeness=77.7)
+        await until_shown(pilot, "77.7")
+        assert "served from afar" not in shown(pilot.app)
+        cluster.log_gate.set()
+        await until_shown(pilot, "served from afar")
+
+
 async def test_a_409_shows_the_servers_reason(cluster: FakeCluster, journal: Journal) -> None:
     cluster.add(make_request("cmpl-7"))
     async with (

@@ -21,6 +21,8 @@ PAGE_LIMIT: Final = 1000
 MIGRATIONS_SHOWN: Final = 500
 EVENTS_AT_START: Final = 500
 LOG_LINES: Final = 200
+# So long a round waits for a log: one on another node may take longer, and is then shown when it has come.
+LOG_WAIT_S: Final = 0.1
 
 Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
@@ -51,9 +53,15 @@ class AdminClient:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # Without the environment's proxies: the admin API is on loopback or in the operator's own network.
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        # The log that was asked for last: whose, what came of it so far, and the call under way.
+        self._log_of: str | None = None
+        self._log_lines: tuple[str, ...] = ()
+        self._log_call: asyncio.Task[tuple[str, ...]] | None = None
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._log_call is not None:
+            self._log_call.cancel()
         await self._http.aclose()
 
     async def snapshot(self, interest: Interest) -> Snapshot:
@@ -119,11 +127,23 @@ class AdminClient:
         return await self._all("/v1/requests", schema.RequestPage, **chosen)
 
     async def _log(self, instance_id: str) -> tuple[str, ...]:
+        """Return the log as it came last; one call at a time is under way."""
+        if self._log_of != instance_id:
+            if self._log_call is not None:
+                self._log_call.cancel()
+            self._log_of, self._log_lines, self._log_call = instance_id, ("…",), None
+        if self._log_call is None:
+            self._log_call = asyncio.create_task(self._fetch_log(instance_id))
+        await asyncio.wait({self._log_call}, timeout=LOG_WAIT_S)
+        if self._log_call.done():
+            call, self._log_call = self._log_call, None
+            self._log_lines = call.result()
+        return self._log_lines
+
+    async def _fetch_log(self, instance_id: str) -> tuple[str, ...]:
         try:
             tail = await self._get(f"{Target('instance', instance_id).path}/log", LogTail, lines=LOG_LINES)
         except AdminError as error:
-            if error.code == "unreachable":
-                raise
             return (str(error),)
         return tail.lines
 
