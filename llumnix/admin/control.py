@@ -9,6 +9,7 @@ from llumnix.admin.schema import (
     Instance,
     Migration,
     MigrationsBegun,
+    MigrationTotals,
     Node,
     Request,
     TargetKind,
@@ -50,6 +51,10 @@ class ClusterControl(Protocol):
 
     def migrations(self) -> list[Migration]:
         """Return the migrations under way and the latest of the ended ones, in any order."""
+        ...
+
+    def migration_totals(self) -> MigrationTotals:
+        """Return how many migrations have ended since the start, by source and target, in any order."""
         ...
 
     def ready(self) -> tuple[bool, str]:

@@ -29,6 +29,7 @@ from llumnix.admin.schema import (
     InstancePage,
     Migration,
     MigrationPage,
+    MigrationTotals,
     Node,
     NodePage,
     Readiness,
@@ -143,6 +144,12 @@ async def list_migrations(around: Around, query: Annotated[PageQuery, Query()]) 
         sorted(around.control.migrations(), key=_newest_first), _newest_first, query.limit, query.cursor
     )
     return MigrationPage(items=items, next=following)
+
+
+@single.get("/migration-totals")
+async def get_migration_totals(around: Around) -> MigrationTotals:
+    """Return how many migrations ended since the daemon's start, by source and target."""
+    return around.control.migration_totals()
 
 
 @single.get("/migrations/{migration_id}")

@@ -223,6 +223,14 @@ class PriorityLoad(Answer):
     kv_blocks: int
 
 
+class DrainTotals(Answer):
+    """The migrations away that ended since the latest drain began, or llumnixd did, if later."""
+
+    since: float
+    moved: int
+    aborted: int
+
+
 class Instance(Answer):
     """One engine and its llumlet.
 
@@ -258,6 +266,8 @@ class Instance(Answer):
     migrations_in: int = 0
     migrations_out: int = 0
     restarts: int = 0
+    # Of its process's latest drain, also when that is over.
+    drain: DrainTotals | None = None
     # What a drain still waits for; `safe_to_remove` is set once it waits for nothing and nothing can arrive.
     blockers: tuple[str, ...] = ()
     safe_to_remove: bool = False
@@ -352,6 +362,27 @@ class Migration(Answer):
     bytes: int = 0
     copy_ms: float = 0.0
     downtime_ms: float | None = None
+
+
+class MigrationPair(Answer):
+    """How many migrations from one instance to another have ended."""
+
+    source: str
+    target: str
+    committed: int
+    aborted: int
+
+
+class MigrationTotals(Answer):
+    """All migrations that ended since the daemon's start, by source and target.
+
+    Of pairs that are very many those that had none for the longest time are in the sums `others_*` only.
+    """
+
+    since: float
+    pairs: tuple[MigrationPair, ...] = ()
+    others_committed: int = 0
+    others_aborted: int = 0
 
 
 class Event(Answer):

@@ -226,6 +226,7 @@ class ClusterManager:
             self._instance_died(event)
         if any(isinstance(action, StartInstance | PublishTable | Record) for action in actions):
             self._write_ledger()
+            self._note_drains()
         for action in actions:
             self._enact(action)
         if actions:
@@ -243,6 +244,11 @@ class ClusterManager:
         if ledger != self._ledger or not self._is_written_down:
             self._ledger = ledger
             self._is_written_down = self._write_down(ledger)
+
+    def _note_drains(self) -> None:
+        for view in self.scheduler.instances():
+            if view.drain is not None:
+                self.migrations.drain_began(view.uid, view.drain.started_at)
 
     def _instance_died(self, event: InstanceDied) -> None:
         self._engines.pop(event.uid, None)

@@ -16,6 +16,38 @@ KEPT = 1_000
 KEPT_MOVES = 50_000
 """Requests whose moves are remembered, the latest ones: more than run at a time."""
 
+KEPT_PAIRS = 10_000
+"""Of a source and a target process, the latest ones: more than 64 instances have with each other."""
+KEPT_DRAINS = 1_000
+
+Pair = tuple[int, int]
+"""The uids of a source and a target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How many migrations have ended, and how."""
+
+    committed: int = 0
+    aborted: int = 0
+
+    def plus(self, other: Ended) -> Ended:
+        return Ended(self.committed + other.committed, self.aborted + other.aborted)
+
+    def minus(self, other: Ended) -> Ended:
+        return Ended(self.committed - other.committed, self.aborted - other.aborted)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainMark:
+    """What had ended when a drain began."""
+
+    order_at: float
+    """By the scheduler's clock: tells one drain from the next."""
+    noted_at: float
+    """Unix time."""
+    ended: Ended
+
 
 @dataclass(frozen=True, slots=True)
 class MigrationEntry:
@@ -35,18 +67,25 @@ class Moves:
 
 
 class MigrationLog:
-    """Bounded; those under way are never dropped."""
+    """Bounded, and yet its totals are true; those under way are never dropped."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, MigrationEntry] = OrderedDict()
         self._moves: OrderedDict[str, Moves] = OrderedDict()
         self.committed_in: Counter[int] = Counter()
         self.committed_out: Counter[int] = Counter()
+        self.aborted_out: Counter[int] = Counter()
         self.num_aborted = 0
         self.num_bytes = 0
         self.downtime_ms = 0.0
         """Of all committed ones together, as `num_bytes` is."""
         self._moving: set[str] = set()
+        self.since = time.time()
+        """When the counting began (Unix time)."""
+        self._pairs: OrderedDict[Pair, Ended] = OrderedDict()
+        self.other_pairs = Ended()
+        """Sum of those that were dropped: with `pairs` it makes all that have ended."""
+        self._drains: OrderedDict[int, DrainMark] = OrderedDict()
 
     def take(self, news: MigrationNews) -> None:
         known = self._entries.get(news.migration)
@@ -64,8 +103,11 @@ class MigrationLog:
             self._moving.add(news.request_id)
         if news.state == "committed":
             self._count(news)
+            self._count_pair((news.source, news.target), Ended(committed=1))
         elif is_over:
             self.num_aborted += 1
+            self.aborted_out[news.source] += 1
+            self._count_pair((news.source, news.target), Ended(aborted=1))
         self._trim()
 
     def source_lost(self, uid: int, reason: str) -> None:
@@ -88,6 +130,33 @@ class MigrationLog:
 
     def num_active(self) -> int:
         return sum(entry.ended_at is None for entry in self._entries.values())
+
+    def pairs(self) -> dict[Pair, Ended]:
+        """What has ended since the start, by source and target."""
+        return dict(self._pairs)
+
+    def drain_began(self, uid: int, order_at: float) -> None:
+        """Count from here on what the drain moves; one that is known already goes on."""
+        known = self._drains.get(uid)
+        if known is None or known.order_at != order_at:
+            self._drains[uid] = DrainMark(order_at, time.time(), self._ended_from(uid))
+            self._drains.move_to_end(uid)
+            if len(self._drains) > KEPT_DRAINS:
+                self._drains.popitem(last=False)
+
+    def drained(self, uid: int) -> tuple[float, Ended] | None:
+        """Since when (Unix time) the latest drain of a process counts, and what has ended since then."""
+        mark = self._drains.get(uid)
+        return None if mark is None else (mark.noted_at, self._ended_from(uid).minus(mark.ended))
+
+    def _ended_from(self, uid: int) -> Ended:
+        return Ended(self.committed_out[uid], self.aborted_out[uid])
+
+    def _count_pair(self, pair: Pair, ended: Ended) -> None:
+        self._pairs[pair] = self._pairs.get(pair, Ended()).plus(ended)
+        self._pairs.move_to_end(pair)
+        if len(self._pairs) > KEPT_PAIRS:
+            self.other_pairs = self.other_pairs.plus(self._pairs.popitem(last=False)[1])
 
     def _count(self, news: MigrationNews) -> None:
         self.committed_in[news.target] += 1

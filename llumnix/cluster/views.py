@@ -15,7 +15,8 @@ import msgspec
 from llumnix import __version__
 from llumnix.admin import schema
 from llumnix.cluster.manager import ClusterManager
-from llumnix.cluster.migration_log import MigrationEntry, MigrationLog
+from llumnix.cluster.migration_log import MigrationLog
+from llumnix.cluster.migration_views import drain_view, migration_view, totals_view
 from llumnix.cluster.nodes import NodeList
 from llumnix.cluster.request_ids import internal_id, response_id
 from llumnix.config import effective
@@ -92,7 +93,11 @@ class ClusterViews:
         return [self._request(uid, row, now) for uid, row in self._rows()]
 
     def migrations(self) -> list[schema.Migration]:
-        return [self._migration(entry) for entry in self._manager.migrations.entries()]
+        names = self._manager.names
+        return [migration_view(entry, names) for entry in self._manager.migrations.entries()]
+
+    def migration_totals(self) -> schema.MigrationTotals:
+        return totals_view(self._manager.migrations, self._manager.names)
 
     def ready(self) -> tuple[bool, str]:
         state, reason = self._state(self._manager.scheduler.instances())
@@ -197,6 +202,7 @@ class ClusterViews:
             migrations_in=self._manager.migrations.committed_in[view.uid],
             migrations_out=self._manager.migrations.committed_out[view.uid],
             restarts=view.restarts,
+            drain=drain_view(self._manager.migrations, view.uid),
             blockers=view.blockers,
             safe_to_remove=view.state in (InstanceState.DRAINED, InstanceState.DEAD),
         )
@@ -237,27 +243,6 @@ class ClusterViews:
         if row.preemptions:
             parts.append(f"preempted {row.preemptions} times")
         return "; ".join(parts)
-
-    def _migration(self, entry: MigrationEntry) -> schema.Migration:
-        news = entry.news
-        return schema.Migration(
-            id=news.migration,
-            request=internal_id(news.request_id),
-            source=self._manager.names.get(news.source, f"#{news.source}"),
-            target=self._manager.names.get(news.target, f"#{news.target}"),
-            reason=news.reason,
-            state=news.state,
-            why=news.why,
-            started_at=entry.started_at,
-            ended_at=entry.ended_at,
-            stages=news.stages,
-            blocks_total=news.blocks_total,
-            blocks_sent=news.blocks_sent,
-            blocks_skipped=news.blocks_skipped,
-            bytes=news.num_bytes,
-            copy_ms=news.copy_ms,
-            downtime_ms=news.downtime_ms,
-        )
 
     def _request_state(self, row: RequestRow) -> schema.RequestState:
         if row.request_id in self._manager.migrations.moving():

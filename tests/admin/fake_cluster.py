@@ -15,7 +15,9 @@ from llumnix.admin.schema import (
     Instance,
     Latency,
     Migration,
+    MigrationPair,
     MigrationsBegun,
+    MigrationTotals,
     Node,
     Percentiles,
     PolicyNames,
@@ -142,6 +144,10 @@ class FakeCluster:
 
     def migrations(self) -> list[Migration]:
         return list(self.migration_list)
+
+    def migration_totals(self) -> MigrationTotals:
+        pair = MigrationPair(source="i0", target="i1", committed=5, aborted=1)
+        return MigrationTotals(since=1000.0, pairs=(pair,))
 
     def ready(self) -> tuple[bool, str]:
         return self.readiness

@@ -10,6 +10,7 @@ from llumnix.admin.schema import (
     InstancePage,
     Migration,
     MigrationPage,
+    MigrationTotals,
     Node,
     NodePage,
     RequestPage,
@@ -125,6 +126,13 @@ async def test_migrations_are_listed_the_newest_first(
     listed = (await viewer.get("/v1/migrations", params={"limit": "2"})).json()
     assert [migration["id"] for migration in listed["items"]] == ["m2", "m1"]
     assert (await viewer.get("/v1/migrations/m0")).json()["id"] == "m0"
+
+
+async def test_totals_of_migrations_come_by_source_and_target(
+    viewer: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    told = MigrationTotals.model_validate_json((await viewer.get("/v1/migration-totals")).content)
+    assert told == cluster.migration_totals()
 
 
 async def test_events_page_in_both_directions(viewer: httpx.AsyncClient, journal: Journal) -> None:

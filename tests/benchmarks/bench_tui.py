@@ -32,7 +32,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from llumnix.admin.schema import EventPage, InstancePage, MigrationPage, NodePage, RequestPage
+from llumnix.admin.schema import (
+    EventPage,
+    InstancePage,
+    MigrationPage,
+    MigrationTotals,
+    NodePage,
+    RequestPage,
+)
 from tests.tui.canned import NOW, Canned
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -191,6 +198,7 @@ def encoded(canned: Canned, at_time: float) -> dict[tuple[str, str], bytes]:
         ("/v1/instances", ""): InstancePage(items=snapshot.instances),
         ("/v1/nodes", ""): NodePage(items=snapshot.nodes),
         ("/v1/migrations", ""): MigrationPage(items=snapshot.migrations),
+        ("/v1/migration-totals", ""): snapshot.migration_totals or MigrationTotals(since=at_time),
         ("/v1/events", ""): EventPage(items=canned.events()[::-1]),
     }
     for begin in range(0, len(requests), PAGE):

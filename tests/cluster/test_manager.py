@@ -19,7 +19,15 @@ from llumnix.cluster.instance_pool import InstancePool
 from llumnix.cluster.ledger import KnownApiServer, KnownEngine, KnownInstance, Ledger
 from llumnix.cluster.manager import ClusterManager
 from llumnix.config import parse_config
-from llumnix.core.events import AddInstances, CordonNode, DrainOrder, InstancePlaced, InstanceState
+from llumnix.core.events import (
+    AddInstances,
+    CordonNode,
+    Drain,
+    DrainOrder,
+    InstancePlaced,
+    InstanceReady,
+    InstanceState,
+)
 from llumnix.frontend.control_link import ControlLink
 from llumnix.wire import FromManager, PeerAddress, StopServing, ipc_endpoints
 
@@ -141,6 +149,19 @@ async def test_a_drain_goes_on_as_it_was_ordered_when_llumnixd_is_back(ledger: L
         view = manager.scheduler.instance("i0")
         assert (view.state, view.drain) == (InstanceState.DRAINING, order)
         assert world.written[-1].instances[0].drain == order
+
+
+async def test_what_a_drain_moves_is_counted_from_its_beginning(
+    manager: ClusterManager, world: World
+) -> None:
+    manager.start()
+    for uid in (1, 2):
+        manager.handle(InstancePlaced(uid, "n0", 7))
+    assert manager.migrations.drained(1) is None
+    manager._engines[1] = manager._engines[2] = KnownEngine(b"", PeerAddress("ipc://peer", b""))
+    manager.handle(InstanceReady(1))
+    manager.handle(Drain("i0", 60.0))
+    assert manager.migrations.drained(1) is not None and manager.migrations.drained(2) is None
 
 
 async def test_a_cordoned_node_stays_so_when_llumnixd_is_back(ledger: Ledger, world: World) -> None:

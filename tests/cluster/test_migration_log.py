@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llumnix.cluster.migration_log import KEPT, MigrationLog
+import pytest
+
+from llumnix.admin.schema import DrainTotals, MigrationPair
+from llumnix.cluster import migration_log
+from llumnix.cluster.migration_log import KEPT, Ended, MigrationLog
+from llumnix.cluster.migration_views import drain_view, totals_view
 from llumnix.wire import MigrationNews
 
 
@@ -100,3 +105,54 @@ def test_what_was_given_up_for_lost_does_not_end_twice() -> None:
     log.source_lost(1, "killed")
     log.take(news("m", "committed"))
     assert (log.num_aborted, log.committed_out.total()) == (1, 0)
+
+
+def ends(log: MigrationLog, count: int, state: str = "committed", **more: Any) -> None:
+    """So many migrations end, each with an id of its own."""
+    for _ in range(count):
+        log.take(news(f"m{log.committed_out.total() + log.num_aborted}", state, **more))
+
+
+def test_totals_of_pairs_go_on_where_the_list_of_migrations_ends() -> None:
+    log = MigrationLog()
+    ends(log, KEPT + 500)
+    ends(log, 3, "aborted")
+    ends(log, 2, source=4)
+    shown = totals_view(log, {1: "i0", 2: "i1", 4: "i0"})
+    assert shown.pairs == (MigrationPair(source="i0", target="i1", committed=KEPT + 502, aborted=3),), (
+        "two processes of one instance are one row"
+    )
+    assert (shown.others_committed, shown.others_aborted) == (0, 0)
+
+
+def test_pairs_that_had_none_for_long_are_dropped_into_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration_log, "KEPT_PAIRS", 2)
+    log = MigrationLog()
+    for target, count in ((2, 5), (3, 4), (2, 1), (4, 1)):
+        ends(log, count, target=target)
+    assert log.pairs() == {(1, 2): Ended(6), (1, 4): Ended(1)}
+    assert log.other_pairs == Ended(4)
+
+
+def test_a_drain_counts_what_ended_since_it_began_however_much_that_is() -> None:
+    log = MigrationLog()
+    ends(log, 7)
+    assert log.drained(1) is None
+    log.drain_began(1, 50.0)
+    ends(log, KEPT + 100)
+    log.drain_began(1, 50.0)  # the same one
+    ends(log, 2, "aborted")
+    ends(log, 9, source=3)
+    shown = drain_view(log, 1)
+    assert shown is not None and (shown.moved, shown.aborted) == (KEPT + 100, 2)
+    log.drain_began(1, 90.0)
+    again = drain_view(log, 1)
+    assert again is not None and again == DrainTotals(since=again.since, moved=0, aborted=0)
+
+
+def test_drains_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration_log, "KEPT_DRAINS", 2)
+    log = MigrationLog()
+    for uid in (1, 2, 3):
+        log.drain_began(uid, 1.0)
+    assert [log.drained(uid) is None for uid in (1, 2, 3)] == [True, False, False]

@@ -109,6 +109,12 @@ def test_a_drain_by_keys_moves_all_and_ends_in_safe_to_remove(
         for request in moving:
             window.wait_for(request[:SHOWN_OF_AN_ID], "✔ committed")
         assert "aborted 0" in window.screen()
+        moved = cluster.instances()["i0"]["drain"]["moved"]
+        assert moved >= len(moving)
+        window.wait_for(f"moved {moved} ")
+        pairs = cluster.admin("GET", "/v1/migration-totals")["pairs"]
+        totals = cluster.admin("GET", "/v1/cluster")["totals"]
+        assert sum(pair["committed"] for pair in pairs) == totals["migrations_committed"] >= moved
         for stream in load:
             stream.assert_undisturbed(120)
         window.press("Escape")

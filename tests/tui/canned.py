@@ -7,11 +7,14 @@ from typing import Any
 from llumnix.admin.schema import (
     Cluster,
     Counts,
+    DrainTotals,
     Event,
     Instance,
     InstanceState,
     Latency,
     Migration,
+    MigrationPair,
+    MigrationTotals,
     Node,
     Percentiles,
     PolicyNames,
@@ -63,6 +66,7 @@ class Canned:
             "instances": instances,
             "nodes": self._nodes(),
             "migrations": self._migrations(at),
+            "migration_totals": self._migration_totals(),
             "requests": requests,
             "logs": {"i0": ("10:00:01 engine up in 3.2 s", "10:00:02 serving")},
         }
@@ -131,6 +135,7 @@ class Canned:
             tokens_per_s=(high + normal) * 30.0 * self._random.uniform(0.9, 1.1),
             migrations_in=number,
             migrations_out=2 * number % 7,
+            drain=DrainTotals(since=NOW - 60, moved=640, aborted=2) if state == "draining" else None,
             blockers=("3 requests run", "1 migration is under way") if state == "draining" else (),
             reason="cordoned by ops" if state == "cordoned" else "",
         )
@@ -209,6 +214,13 @@ class Canned:
             for number in range(8)
         ]
         return (running, *ended)
+
+    def _migration_totals(self) -> MigrationTotals:
+        pairs = (("i0", "i1", 512), ("i1", "i2", 377), ("i2", "i3", 301), ("i3", "i1", 13))
+        return MigrationTotals(
+            since=NOW - 7200,
+            pairs=tuple(MigrationPair(source=s, target=t, committed=n, aborted=1) for s, t, n in pairs),
+        )
 
     def _cluster(self, instances: tuple[Instance, ...], requests: tuple[Request, ...], at: float) -> Cluster:
         states: dict[InstanceState, int] = {}

@@ -241,6 +241,9 @@ async def test_of_an_instance_only_its_own_requests_are_fetched(
         snapshot = await client.snapshot(Interest(requests=True, instance="i0"))
         assert [request.id for request in snapshot.requests_on("i0") or ()] == ["here"]
         assert snapshot.requests_on("i1") is None
+        assert snapshot.migration_totals is None
+        snapshot = await client.snapshot(Interest(migration_totals=True))
+        assert snapshot.migration_totals == cluster.migration_totals()
         await client.close()
 
 

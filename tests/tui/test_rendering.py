@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llumnix.admin.schema import Event, Migration, PriorityClass
+from llumnix.admin.schema import Event, Migration, MigrationPair, MigrationTotals, PriorityClass
 from llumnix_tui.commands import Target, migrate, set_priority
 from llumnix_tui.render import migrations, questions, values
 from llumnix_tui.render.bars import chart, progress_bar, sparkline, usage_bar
@@ -237,14 +237,21 @@ def migration(number: int, source: str, target: str, **changes: object) -> Migra
 
 
 def test_the_matrix_counts_pairs_and_says_what_it_leaves_out() -> None:
-    moves = [migration(1, "i0", "i1"), migration(2, "i0", "i1"), migration(3, "i2", "i0", state="aborted")]
+    moves = pair_totals(("i0", "i1", 1203, 1), ("i2", "i0", 0, 3))
     assert [plain(row).split() for row in migrations.matrix(moves, 80, 9)] == [
         ["from\\to", "i1"],
-        ["i0", "2"],
+        ["i0", "1203"],
     ]
-    many = [migration(number, f"i{number}", f"i{number + 1}") for number in range(30)]
+    many = pair_totals(*((f"i{number}", f"i{number + 1}", 1, 0) for number in range(30)))
     assert "left out" in plain(migrations.matrix(many, 40, 5)[-1])
-    assert plain(migrations.matrix([], 40, 5)[0]) == "no migration has ended yet"
+    assert plain(migrations.matrix(pair_totals(), 40, 5)[0]) == "no migration has ended yet"
+
+
+def pair_totals(*pairs: tuple[str, str, int, int]) -> MigrationTotals:
+    return MigrationTotals(
+        since=NOW,
+        pairs=tuple(MigrationPair(source=s, target=t, committed=c, aborted=a) for s, t, c, a in pairs),
+    )
 
 
 def with_totals(snapshot: Snapshot, at: float, committed: int, aborted: int = 0) -> Snapshot:
@@ -307,6 +314,8 @@ def test_a_drain_tells_what_is_left_what_moves_and_the_end() -> None:
         return [plain(row) for row in progress(target, snapshot, NOW - 60)]
 
     assert lines(Target("instance", "i3"))[0] == "instance i3  ▽ draining"
+    assert "moved 640  aborted 2" in lines(Target("instance", "i3"))[1]
+    assert "moved 640  aborted 2" in lines(Target("node", "node-0"))[1]
     assert "waits for 3 requests run; 1 migration is under way" in lines(Target("instance", "i3"))
     assert any("cmpl-5" in text and "copying" in text for text in lines(Target("instance", "i3")))
     assert lines(Target("instance", "i99")) == ["instance i99  ✔ gone"]

@@ -10,7 +10,16 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from llumnix.admin import schema
-from llumnix.admin.schema import Caller, Cluster, ErrorBody, Event, EventPage, LogTail, Request
+from llumnix.admin.schema import (
+    Caller,
+    Cluster,
+    ErrorBody,
+    Event,
+    EventPage,
+    LogTail,
+    MigrationTotals,
+    Request,
+)
 from llumnix_tui.commands import Command, Target
 from llumnix_tui.snapshot import Snapshot
 
@@ -43,6 +52,8 @@ class Interest:
     requests: bool = False
     # If given: of the requests only those there, and the tail of its log.
     instance: str | None = None
+    # How many migrations there were from whom to whom.
+    migration_totals: bool = False
 
 
 class AdminClient:
@@ -78,6 +89,7 @@ class AdminClient:
             instances=instances,
             nodes=nodes,
             migrations=migrations.items,
+            migration_totals=await self._migration_totals() if interest.migration_totals else None,
             requests=await self._requests(interest.instance) if interest.requests else None,
             requests_of=interest.instance,
             logs={} if interest.instance is None else {interest.instance: await self._log(interest.instance)},
@@ -125,6 +137,15 @@ class AdminClient:
     async def _requests(self, instance_id: str | None) -> tuple[Request, ...]:
         chosen = {} if instance_id is None else {"instance": instance_id}
         return await self._all("/v1/requests", schema.RequestPage, **chosen)
+
+    async def _migration_totals(self) -> MigrationTotals | None:
+        """Return the totals; None from a daemon of an older version."""
+        try:
+            return await self._get("/v1/migration-totals", MigrationTotals)
+        except AdminError as error:
+            if error.code == "not_found":
+                return None
+            raise
 
     async def _log(self, instance_id: str) -> tuple[str, ...]:
         """Return the log as it came last; one call at a time is under way."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from llumnix.admin.schema import Cluster, Instance, Migration, Node, Request
+from llumnix.admin.schema import Cluster, Instance, Migration, MigrationTotals, Node, Request
 
 HISTORY_SAMPLES = 240
 SAMPLE_EVERY_S = 1.0
@@ -16,7 +16,7 @@ MOVES_SAMPLES = 1300
 
 
 class Snapshot(BaseModel):
-    """The admin API's answers of one round; `requests` is None where nobody looked at them."""
+    """The admin API's answers of one round; what nobody looked at is None."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -25,6 +25,7 @@ class Snapshot(BaseModel):
     instances: tuple[Instance, ...] = ()
     nodes: tuple[Node, ...] = ()
     migrations: tuple[Migration, ...] = ()
+    migration_totals: MigrationTotals | None = None
     requests: tuple[Request, ...] | None = None
     # If given: `requests` are only those of this instance.
     requests_of: str | None = None

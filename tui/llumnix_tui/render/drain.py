@@ -8,7 +8,7 @@ from llumnix_tui.render import values
 from llumnix_tui.render.bars import progress_bar
 from llumnix_tui.render.migrations import ACTIVE
 from llumnix_tui.render.states import state
-from llumnix_tui.render.text import BAD, GOOD, MUTED, STRONG, WARN, Line, joined, labelled, line
+from llumnix_tui.render.text import BAD, DASH, GOOD, MUTED, STRONG, WARN, Line, joined, labelled, line
 from llumnix_tui.snapshot import Snapshot
 
 MOVES_SHOWN = 6
@@ -32,14 +32,14 @@ def progress(target: Target, snapshot: Snapshot, began_at: float) -> list[Line]:
     verdict = line("✔ safe to remove", GOOD) if subject.safe_to_remove else ()
     left = sum(item.running + item.waiting for item in instances)
     moves = [m for m in snapshot.migrations if m.source in ids]
-    ended = [m for m in moves if (m.ended_at or 0) >= began_at]
+    drains = [item.drain for item in instances if item.drain is not None]
     return [
         joined((line(str(target), STRONG), state(subject.state), verdict)),
         joined(
             (
                 labelled("requests left", str(left)),
-                labelled("moved", str(sum(m.state == "committed" for m in ended))),
-                labelled("aborted", str(sum(m.state == "aborted" for m in ended))),
+                labelled("moved", str(sum(drain.moved for drain in drains)) if drains else DASH),
+                labelled("aborted", str(sum(drain.aborted for drain in drains)) if drains else DASH),
             )
         ),
         labelled("waits for", "; ".join(subject.blockers) or "nothing", WARN),

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from llumnix.admin.schema import Migration
+from llumnix.admin.schema import Migration, MigrationTotals
 from llumnix_tui.render import values
 from llumnix_tui.render.bars import progress_bar, sparkline
 from llumnix_tui.render.columns import Column
@@ -138,9 +138,9 @@ def percentile(ordered_values: Sequence[float], share: float) -> float | None:
     return ordered_values[min(int(share * len(ordered_values)), len(ordered_values) - 1)]
 
 
-def matrix(migrations: Sequence[Migration], width: int, height: int) -> list[Line]:
+def matrix(totals: MigrationTotals, width: int, height: int) -> list[Line]:
     """Return how many requests each source (row) gave to each target (column); the busiest that fit."""
-    pairs = Counter((m.source, m.target) for m in migrations if m.state == "committed")
+    pairs = Counter({(p.source, p.target): p.committed for p in totals.pairs if p.committed})
     if not pairs:
         return [line("no migration has ended yet", MUTED)]
     by_source, by_target = Counter[str](), Counter[str]()

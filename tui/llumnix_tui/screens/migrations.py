@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Static
 
 from llumnix.admin.schema import Migration
+from llumnix_tui.client import Interest
 from llumnix_tui.render import migrations
 from llumnix_tui.render.columns import Column
 from llumnix_tui.render.text import Line, joined
@@ -25,6 +26,7 @@ MATRIX_HEIGHT = 9
 class MigrationsScreen(ListScreen):
     """Migrations."""
 
+    INTEREST: ClassVar[Interest] = Interest(migration_totals=True)
     BINDINGS: ClassVar[list[BindingType]] = [Binding("v", "matrix", "matrix")]
 
     def __init__(self) -> None:
@@ -67,8 +69,8 @@ class MigrationsScreen(ListScreen):
         super().show_snapshot(snapshot)
         wanted = self.size.height >= TALL if self._matrix is None else self._matrix
         self.query_one("#matrix").display = wanted
-        if wanted:
-            lines = migrations.matrix(snapshot.migrations, self.size.width - 2, MATRIX_HEIGHT)
+        if wanted and snapshot.migration_totals is not None:
+            lines = migrations.matrix(snapshot.migration_totals, self.size.width - 2, MATRIX_HEIGHT)
             self.set_text("#matrix", lines)
 
     def action_matrix(self) -> None:
