@@ -45,6 +45,10 @@ class Membership:
         entry = self._entries.get(uid)
         return instance_number(entry.entry.instance) if entry else None
 
+    def numbers(self) -> frozenset[int]:
+        """Of all instances that are there, whether they take requests or not."""
+        return frozenset(instance_number(entry.entry.instance) for entry in self._entries.values())
+
     def apply(self, table: Table) -> Change:
         """Take the manager's table; an older one than the last changes nothing."""
         if table.version < self.version:

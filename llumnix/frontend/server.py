@@ -199,7 +199,7 @@ class ApiServer:
         models = app.state.openai_serving_models
         models.lora_id_counter = AtomicCounter(os.getpid() * 1_000)
         models.lora_requests = AdapterTable(models.lora_requests, self._client.calls.adapter_unloaded)
-        answer_metrics(app, self._spec.metrics_dir)
+        answer_metrics(app, self._spec.metrics_dir, self._client.membership.numbers)
         config = self._spec.config
         gate = Gate(app, admission=self, rules=_rules(config), max_queued=config.http.max_queued)
         uvicorn_config = uvicorn.Config(gate, **_uvicorn_options(args))

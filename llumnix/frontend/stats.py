@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -95,33 +95,40 @@ class LatencyLog(AggregateStatLoggerBase):
 
 
 class AllApiServers(Collector):
-    """The metrics of all API servers together, with the label `instance` beside vLLM's `engine`."""
+    """The metrics of all API servers together, with the label `instance` beside vLLM's `engine`.
 
-    def __init__(self, directory: str) -> None:
+    prometheus_client's files keep every series for good: those of instances that are not `present` are left
+    out, as their last values are true no more.
+    """
+
+    def __init__(self, directory: str, present: Collection[int]) -> None:
+        """`present`: the numbers of the instances that are there."""
         self._files = MultiProcessCollector(None, directory)
+        self._present = present
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._files.collect():
-            metric.samples = [_with_instance(sample) for sample in metric.samples]
+            metric.samples = [found for sample in metric.samples if (found := self._shown(sample))]
             yield metric
 
+    def _shown(self, sample: Sample) -> Sample | None:
+        engine = sample.labels.get("engine", "")
+        if not engine.isdecimal():
+            return sample
+        if int(engine) not in self._present:
+            return None
+        return sample._replace(labels={**sample.labels, "instance": instance_name(int(engine))})
 
-def answer_metrics(app: FastAPI, directory: str) -> None:
-    """Have /metrics answer for all API servers, whichever of them is asked."""
-    registry = CollectorRegistry()
-    registry.register(AllApiServers(directory))
+
+def answer_metrics(app: FastAPI, directory: str, present: Callable[[], Collection[int]]) -> None:
+    """Have /metrics answer for all API servers, whichever is asked, and the instances that are there."""
 
     async def metrics(_: Request) -> Response:
+        registry = CollectorRegistry()
+        registry.register(AllApiServers(directory, present()))
         # On a thread: the files of many processes take a while, and streams go on meanwhile.
         text = await asyncio.to_thread(generate_latest, registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     # Before vLLM's own route at this path.
     app.router.routes.insert(0, Route("/metrics", metrics))
-
-
-def _with_instance(sample: Sample) -> Sample:
-    engine = sample.labels.get("engine", "")
-    if not engine.isdecimal():
-        return sample
-    return sample._replace(labels={**sample.labels, "instance": instance_name(int(engine))})

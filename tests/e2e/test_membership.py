@@ -54,10 +54,15 @@ def test_instances_join_drain_and_leave_without_disturbing_anybody(
 
 
 def test_requests_of_a_removed_instance_are_moved_before_it_ends(cluster: RunningCluster, added: str) -> None:
+    def is_in_vllms_metrics() -> bool:
+        return f'instance="{added}"' in httpx.get(f"{cluster.url}/metrics", timeout=60).text
+
     with streams_on(cluster, "instance", [added]) as streams:
+        wait_for(is_in_vllms_metrics, 60, "vLLM's metrics of the new instance")
         cluster.admin("DELETE", f"/v1/instances/{added}")
         wait_for(lambda: is_in_state(cluster, added, "dead"), 60, "the removed instance is dead")
         streams[added].assert_goes_on()
+    wait_for(lambda: not is_in_vllms_metrics(), 60, "they end with the instance")
 
 
 async def test_what_is_left_when_a_machine_is_taken_away_is_resumed_elsewhere(

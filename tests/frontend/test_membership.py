@@ -26,6 +26,15 @@ def test_an_instance_is_usable_once_it_is_in_the_table_and_joined() -> None:
     assert usable(membership) == [1]
 
 
+def test_numbers_are_those_of_instances_that_are_there_joined_or_not() -> None:
+    membership = Membership()
+    membership.apply(table(1, 1, 2, 3))
+    membership.lost(3)
+    assert membership.numbers() == {1, 2}
+    membership.apply(table(2, 2))
+    assert membership.numbers() == {2}
+
+
 def test_joining_before_the_table_counts() -> None:
     membership = Membership()
     membership.joined(1)

@@ -33,15 +33,20 @@ def run_api_server(program: str, metrics_dir: Path) -> None:
 async def test_any_api_server_answers_for_all_by_instance(tmp_path: Path) -> None:
     for tokens in (5, 7):
         run_api_server(API_SERVER.format(tokens=tokens), tmp_path)
+    present = {3}
     app = FastAPI()
 
     @app.get("/metrics")
     def vllms_own() -> str:
         return "of this process only"
 
-    answer_metrics(app, str(tmp_path))
+    answer_metrics(app, str(tmp_path), lambda: present)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         response = await client.get("/metrics")
+        present.clear()
+        present.add(4)
+        later = await client.get("/metrics")
+    assert "i3" not in later.text and "http_requests_total 2.0" in later.text
     assert response.headers["content-type"].startswith("text/plain")
     samples = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -79,7 +84,7 @@ def test_vllms_own_metrics_come_for_each_instance_that_says_something(tmp_path: 
     run_api_server(WITH_VLLM, tmp_path)
     values = {
         (sample.name, sample.labels["instance"]): sample.value
-        for metric in AllApiServers(str(tmp_path)).collect()
+        for metric in AllApiServers(str(tmp_path), {0, 7, 8}).collect()
         for sample in metric.samples
         if "instance" in sample.labels
     }
