@@ -22,8 +22,12 @@ COLUMNS: list[Column[Row]] = [
 
 
 class TableApp(App[None]):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._options = options
+
     def compose(self) -> ComposeResult:
-        yield VirtualTable[Row](lambda row: row[0], lambda row: row[0])
+        yield VirtualTable[Row](lambda row: row[0], lambda row: row[0], **self._options)
 
     @property
     def table(self) -> VirtualTable[Row]:
@@ -52,6 +56,23 @@ async def test_the_cursor_stays_on_its_row() -> None:
         await pilot.pause()
         assert app.table.current is None
         assert "nothing here" in shown(app)
+
+
+async def test_of_a_long_list_with_the_newest_first_new_rows_are_seen_until_the_cursor_leaves_the_top() -> (
+    None
+):
+    app = TableApp(newest_first=True)
+    async with app.run_test(size=(30, 10)) as pilot:
+        app.table.focus()
+        app.table.show_rows(rows(50), COLUMNS)
+        await pilot.pause()
+        app.table.show_rows([("new", 1), *rows(50)], COLUMNS)
+        await pilot.pause()
+        assert app.table.current == ("new", 1) and "▸ new" in shown(app)
+        await pilot.press("j")
+        app.table.show_rows([("newer", 1), ("new", 1), *rows(50)], COLUMNS)
+        await pilot.pause()
+        assert app.table.current == ("r0", 0) and "▸ r0" in shown(app)
 
 
 async def test_keys_move_sort_and_mark() -> None:

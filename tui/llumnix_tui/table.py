@@ -58,11 +58,16 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
         *,
         banner: Callable[[Row], Line | None] = lambda row: None,
         empty: str = "nothing here",
+        newest_first: bool = False,
         id: str | None = None,  # noqa: A002 - Textual's name
     ) -> None:
-        """`haystack` is what a filter searches; `banner` gives the line of a row that spans all columns."""
+        """`haystack` is what a filter searches; `banner` gives the line of a row that spans all columns.
+
+        `newest_first`: a cursor on the first row stays there and not on its row, so that new ones are seen.
+        """
         super().__init__(id=id)
         self._key, self._haystack, self._banner, self._empty = key, haystack, banner, empty
+        self._newest_first = newest_first
         self.sort: Sort | None = None
         self.wanted = ""
         self.marked: set[str] = set()
@@ -132,7 +137,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
         before = self.current
         kept = None if before is None else self._key(before)
         self._rows = arrange(self._all, self._columns, self.sort, self.wanted, self._haystack)
-        if kept is not None:
+        if kept is not None and not (self._newest_first and self._cursor == 0):
             at = next((i for i, key in enumerate(map(self._key, self._rows)) if key == kept), None)
             offset = self._cursor - self.scroll_offset.y
             moved = at is not None and at != self._cursor

@@ -18,7 +18,7 @@ class EventsScreen(ListScreen):
 
     def make_table(self) -> VirtualTable[Event]:
         """Return the table of events."""
-        return VirtualTable(events.row_key, events.haystack, empty="no events yet")
+        return VirtualTable(events.row_key, events.haystack, empty="no events yet", newest_first=True)
 
     def rows(self, snapshot: Snapshot) -> Sequence[Event]:
         """Return the events that the store holds."""

@@ -58,6 +58,7 @@ class InstanceScreen(TargetActions, RequestActions):
                 migrations.row_key,
                 migrations.haystack,
                 empty="no migrations of this instance",
+                newest_first=True,
                 id="migrations",
             )
             yield VirtualTable[LogRow](

@@ -40,7 +40,9 @@ class MigrationsScreen(ListScreen):
 
     def make_table(self) -> VirtualTable[Migration]:
         """Return the table of migrations."""
-        return VirtualTable(migrations.row_key, migrations.haystack, empty="no migrations yet")
+        return VirtualTable(
+            migrations.row_key, migrations.haystack, empty="no migrations yet", newest_first=True
+        )
 
     def rows(self, snapshot: Snapshot) -> Sequence[Migration]:
         """Return those under way, then those that ended."""
