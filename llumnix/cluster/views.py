@@ -267,8 +267,7 @@ _AWAY_BY_ORDER = frozenset({InstanceState.CORDONED, InstanceState.DRAINING, Inst
 
 def _wanted(views: list[InstanceView]) -> list[InstanceView]:
     """Instances that are meant to stay and take requests."""
-    gone = (InstanceState.DEAD, InstanceState.STOPPING)
-    return [v for v in views if v.state not in gone and not v.removing]
+    return [v for v in views if not v.removing]
 
 
 def _totals_of(views: list[InstanceView], migrations: MigrationLog) -> schema.Totals:

@@ -71,17 +71,19 @@ def give_up(
     margin_s = min(settings.notice_margin_s, notice.deadline_s / 4)
     command = Drain(notice.instance, notice.deadline_s - margin_s, remove=True)
     message = f"its machine is taken away in {notice.deadline_s:g} s"
-    actions = drain(member, command, settings, now)
+    actions = drain(member, command, settings, now, not_after=now + command.timeout_s)
     return [member.record("instance.termination_notice", message, "warning"), *actions]
 
 
-def drain(member: Member, command: Drain, settings: SchedulerSettings, now: float) -> list[Action]:
+def drain(
+    member: Member, command: Drain, settings: SchedulerSettings, now: float, *, not_after: float = math.inf
+) -> list[Action]:
     """Empty the instance, or remove it; what holds no requests is removed at once."""
     check_timeout(command.timeout_s)
     if member.state in SERVING:
         if member.state is S.DRAINED and not (command.remove or command.restart):
             return []
-        return drains.begin(member, command, settings, now)
+        return drains.begin(member, command, settings, now, not_after=not_after)
     if not command.remove:
         raise _refusal(member, "there is nothing to drain")
     return _remove(member, settings, now)

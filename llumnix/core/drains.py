@@ -17,11 +17,23 @@ ABORT_AGAIN_S = 1.0
 
 
 def begin(
-    member: Member, command: Drain, settings: SchedulerSettings, now: float, *, is_surplus: bool = False
+    member: Member,
+    command: Drain,
+    settings: SchedulerSettings,
+    now: float,
+    *,
+    is_surplus: bool = False,
+    not_after: float = math.inf,
 ) -> list[Action]:
-    """Close the instance and wait for it to be empty; a drain under way gets the new time and aim."""
-    remove = command.remove or (member.drain is not None and member.drain.remove)
-    member.drain = DrainOrder(
+    """Close the instance and wait for it to be empty; a drain under way gets the new time and aim.
+
+    It stays one that removes the instance, and one that ends before its machine is taken away.
+    """
+    before = member.drain
+    remove = command.remove or (before is not None and before.remove)
+    if before is not None:
+        not_after = min(not_after, before.not_after)
+    member.drain = order = DrainOrder(
         now,
         command.timeout_s,
         remove,
@@ -29,12 +41,13 @@ def begin(
         restart=command.restart and not remove,
         was_cordoned=member.cordoned,
         abort_left=command.abort_left,
+        not_after=not_after,
     )
     member.cordoned = True
     if member.state not in EMPTYING or member.run.closed_at is None:
         member.run.closed_at = now  # also of a cordoned one: it may have been a refuge so far
     aim = ", then it is removed" if remove else ", then it is restarted" if command.restart else ""
-    limit = f" within {command.timeout_s:g} s" if math.isfinite(command.timeout_s) else ""
+    limit = f" within {order.deadline - now:g} s" if math.isfinite(order.deadline) else ""
     message = f"drain{limit}{aim}"
     member.move(S.DRAINING, message, now)
     return [member.record("drain.started", message), *advance(member, settings, now)]
@@ -42,8 +55,9 @@ def begin(
 
 def resume(member: Member, order: DrainOrder, settings: SchedulerSettings, now: float) -> None:
     """Go on with a drain that a former scheduler began; it lasts at least until a report can judge it."""
-    until = max(order.deadline, now + 2 * settings.settle_s)
-    member.drain = replace(order, timeout_s=until - order.started_at)
+    soonest = now + 2 * settings.settle_s
+    until = max(order.deadline, soonest)
+    member.drain = replace(order, timeout_s=until - order.started_at, not_after=max(order.not_after, soonest))
     member.move(S.DRAINING, f"{member.reason}, its drain goes on", now)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -109,10 +110,14 @@ class DrainOrder:
     abort_left: bool = False
     abort_again_at: float | None = None
     """Its time is up and what was left is aborted; what has turned up since then is next."""
+    not_after: float = math.inf
+    """Its machine is taken away: whatever drain is ordered later, it ends by then."""
 
     @property
     def deadline(self) -> float:
-        return self.started_at + self.timeout_s if self.abort_again_at is None else self.abort_again_at
+        if self.abort_again_at is not None:
+            return self.abort_again_at
+        return min(self.started_at + self.timeout_s, self.not_after)
 
 
 @dataclass(frozen=True, slots=True)

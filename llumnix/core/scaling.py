@@ -13,8 +13,11 @@ from llumnix.core.settings import ScalingSettings, SchedulerSettings
 
 S = InstanceState
 
-WANTED = frozenset({S.PENDING, S.STARTING, S.RUNNING, S.CORDONED, S.RESTARTING})
-"""States of an instance that serves or is meant to; one that is drained to be removed is not."""
+WANTED = frozenset({S.PENDING, S.STARTING, S.RUNNING, S.CORDONED, S.STOPPING, S.RESTARTING})
+"""States of an instance that serves or is meant to, unless it is removed: STOPPING comes back then."""
+
+
+_BETWEEN_PROCESSES = frozenset({S.STOPPING, S.RESTARTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ def mean_freeness(members: Iterable[Member], held: Iterable[HeldRequests]) -> fl
 
 def first_to_go(wanted: Iterable[Member]) -> Member | None:
     """Who is given up first: what does not serve yet, then the one with the fewest running requests."""
-    return min((m for m in wanted if m.state is not S.RESTARTING), key=_cost_to_remove, default=None)
+    return min((m for m in wanted if m.state not in _BETWEEN_PROCESSES), key=_cost_to_remove, default=None)
 
 
 def _cost_to_remove(member: Member) -> tuple[int, int, int]:

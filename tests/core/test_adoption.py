@@ -115,6 +115,14 @@ def test_a_drain_that_aborts_what_is_left_still_does() -> None:
     assert [a.uid for a in actions if isinstance(a, AbortRequests)] == [3]
 
 
+def test_a_termination_notice_stays_in_force() -> None:
+    scheduler = adopted_drain(DrainOrder(90.0, 600.0, remove=True, not_after=120.0))
+    assert scheduler.instance("i0").drain_deadline == 120.0
+    scheduler.handle(Drain("i0", 600.0), 101.0)
+    view = scheduler.instance("i0")
+    assert (view.removing, view.drain_deadline) == (True, 120.0)
+
+
 def test_a_restart_still_replaces_the_process_and_opens_the_instance_again() -> None:
     scheduler = adopted_drain(DrainOrder(90.0, 30.0, remove=False, restart=True, was_cordoned=False))
     actions = scheduler.handle(Reported(report(uid=3)), 102.0)
