@@ -77,6 +77,7 @@ class Arrivals:
     def adopt(self, action: act.Adopt) -> None:
         migration, commit = action.prepare.migration, action.commit
         try:
+            self._once_unwritten(migration, lambda: None)  # from here on no copy can begin
             if self.early is not None and not self.early.is_quiet(migration):
                 raise RefusedError("a copy came that the source has not told of")
             final = decode(msgspec.msgpack.decode(commit.state, type=list[bytes]), FinalState)
@@ -85,7 +86,6 @@ class Arrivals:
         except (RefusedError, msgspec.ValidationError) as error:
             self.tell(ev.AdoptFailed(migration, str(error)))
             return
-        self._once_unwritten(migration, lambda: None)
         del self._reserved[migration]
         self.tell(ev.AdoptDone(migration))
 

@@ -106,6 +106,7 @@ def test_a_request_is_not_adopted_while_a_copy_that_nobody_told_of_may_write_its
     early.begin(Stage("m", 1, 0, 1), transports.address)
     arrivals.adopt(Adopt(prepare, Commit("m", prepare.epoch, (), 0, 0, b"")))
     assert turns.told[-1] == AdoptFailed("m", "a copy came that the source has not told of")
+    early.begin(Stage("m", 2, 1, 1), transports.address)
     arrivals.free("m")
     assert len(arrivals) == 1
     turns.asked.get(timeout=60)()
